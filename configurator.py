@@ -1,0 +1,148 @@
+"""
+Settings of a script: the defaults at its top, then config files, then --key=value; later wins.
+
+    python train.py config/mixer_tiny.py --max_iters=100 --compile=false
+    python train.py --help                     # every key, its default and what it means
+
+A config file holds lines `key = value  # comment`. It is read as data and never executed: a value is a literal or
+arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger can do no harm. The
+defaults of a script are read in the same way, out of its source, so that --help shows the comment beside each.
+"""
+import ast
+import difflib
+import io
+import operator
+import os
+import re
+import sys
+import tokenize
+from typing import NamedTuple
+
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+              ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
+MAX_CHARS = 100_000  # of a file: nobody writes a longer one, and it bounds the time that a hostile one can take
+
+
+class Setting(NamedTuple):
+    value: object
+    types: list      # names of the types that the key takes, e.g. ["float", "str"]
+    comment: str
+
+
+def fail(message, status=2):
+    """End the program with one line on stderr: status 2 for bad input, 1 for a failure while running."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def evaluate(node):
+    """The value of an expression of literals, lists, dicts and + - * / // on numbers. Raises ValueError."""
+    match node:
+        case ast.Name(id="true" | "false"):
+            return node.id == "true"
+        case ast.Constant(value=bool() | int() | float() | str() | None):
+            return node.value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [evaluate(item) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
+            return {key.value: evaluate(value) for key, value in zip(keys, values)}
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in ARITHMETIC:
+            operands = [evaluate(operand)]
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in ARITHMETIC:
+            operands = [evaluate(left), evaluate(right)]
+        case _:
+            raise ValueError("a value is a literal or arithmetic on literals, and text stands in quotes")
+    if any(type(x) not in (int, float) for x in operands):  # text times a million is not arithmetic
+        raise ValueError("only numbers can be calculated with")
+    return ARITHMETIC[type(op)](*operands)
+
+
+def read_settings(path):
+    """{key: Setting} of a config file, or of a script: there, of the lines from `# defaults` to `# end of defaults`.
+
+    Raises ValueError, with path and line, where a line is not `key = value`; OSError where the file cannot be read.
+    """
+    with open(os.path.expanduser(path), encoding="utf-8") as f:
+        text = f.read(MAX_CHARS + 1)
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"{path}: longer than {MAX_CHARS} characters")
+    block = re.search(r"^( *)# defaults.*\n((?:.*\n)*?)\1# end of defaults", text, re.M)
+    if block:  # in a dataclass it is indented; the lines before it are left as blanks so that line numbers stay right
+        text = "\n" * text[:block.start(2)].count("\n") + re.sub(f"^{block[1]}", "", block[2], flags=re.M)
+    settings, line = {}, 1
+    try:
+        comments = {token.start[0]: token.string.lstrip("# ")
+                    for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT}
+        for node in ast.parse(text).body:
+            line = node.lineno
+            match node:
+                case ast.Assign(targets=[ast.Name(id=key)]):
+                    value = evaluate(node.value)
+                    types = [type(value).__name__]
+                case ast.AnnAssign(target=ast.Name(id=key)) if node.value:  # `key: int | str = "auto"`
+                    value = evaluate(node.value)
+                    types = ast.unparse(node.annotation).split(" | ")
+                case ast.Expr(value=ast.Constant()):  # the docstring
+                    continue
+                case _:
+                    raise ValueError("not a line `key = value`")
+            settings[key] = Setting(value, types, comments.get(node.end_lineno, ""))
+    except (SyntaxError, tokenize.TokenError) as e:
+        raise ValueError(f"{path}, line {getattr(e, 'lineno', None) or line}: not a line `key = value`") from None
+    except (ValueError, ArithmeticError, RecursionError, MemoryError) as e:
+        raise ValueError(f"{path}, line {line}: {e or 'too deeply nested'}") from None
+    return settings
+
+
+def parse_argument(text, types):
+    """The value of --key=text: as in a file, but text needs no quotes."""
+    if types == ["str"]:
+        return text
+    try:
+        return evaluate(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return text
+
+
+def configure(argv, *sources):
+    """Settings of a script as a dict {key: value}.
+
+    argv: config files and --key=value, as in sys.argv[1:]. sources: paths of the Python files whose defaults count
+    (the script itself, model.py). Prints the keys and exits on --help; on a wrong argument one line and exit status 2.
+    """
+    defaults = {}
+    for path in sources:
+        defaults |= read_settings(path)
+    if "--help" in argv or "-h" in argv:
+        print(ast.get_docstring(ast.parse(open(sources[0], encoding="utf-8").read())), end="\n\n")
+        for key, setting in defaults.items():
+            print(f"  --{key}={setting.value}".ljust(36), setting.comment)
+        raise SystemExit(0)
+    given = []  # (where, key, value)
+    for argument in argv:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and equals:
+            given.append((f"--{key}", key, parse_argument(text, defaults[key].types if key in defaults else [])))
+        elif argument.startswith("-"):
+            fail(f"{argument}: write --key=value; --help lists the keys")
+        else:
+            try:
+                given += [(f"{argument}: {k}", k, setting.value) for k, setting in read_settings(argument).items()]
+            except UnicodeDecodeError:
+                fail(f"{argument}: not a text file in UTF-8")
+            except ValueError as e:
+                fail(str(e))
+            except OSError as e:
+                fail(f"config file {argument}: {e.strerror.lower()}")
+    config = {key: setting.value for key, setting in defaults.items()}
+    for where, key, value in given:
+        if key not in config:
+            near = difflib.get_close_matches(key, config, n=1)
+            fail(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "; --help lists them"))
+        types = defaults[key].types
+        if type(value) is int and "int" not in types and "float" in types:
+            value = float(value)
+        if type(value).__name__ not in types:
+            fail(f"{where} takes {' or '.join(types)}, not {value!r:.60}")
+        config[key] = value
+    return config

@@ -1,0 +1,260 @@
+"""configurator.py: a setting is what was written, or an error of one line; no file is ever executed."""
+import ast
+import re
+
+import pytest
+
+from configurator import configure, evaluate, fail, parse_argument, read_settings
+
+SCRIPT = '''"""
+Trains a thing.
+
+    python script.py --steps=3
+"""
+import sys
+
+outside = "before the block"
+# defaults: of the test
+steps = 100                       # number of steps
+lr = 1e-3                         # learning rate
+name = "python"                   # name of the data
+fast = True                       # whether to hurry
+sizes = [64, 128]                 # widths
+threads: int | str = "auto"       # number, or auto
+share: float | str = "auto"       # between 0 and 1, or auto
+batch = 4 * 8                     # windows a step
+# end of defaults
+
+steps = sys.exit("the script was executed")
+'''
+MODEL = '''"""A model."""
+from dataclasses import dataclass
+
+
+@dataclass
+class Config:
+    # defaults: of the model
+    n_layer: int = 8              # number of layers
+    dropout: float = 0.0          # share of activations
+    # end of defaults
+
+    def method(self):
+        raise SystemExit("the model was executed")
+'''
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Paths of a script and of a model with defaults."""
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    return str(tmp_path / "script.py"), str(tmp_path / "model.py")
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Writes a config file and returns its path."""
+    def config_file(text, name="config.py"):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(tmp_path / name)
+    return config_file
+
+
+@pytest.fixture
+def refused(sources, capsys):
+    """Runs configure, which must end with status 2 and one line; returns the line."""
+    def refused(*argv):
+        with pytest.raises(SystemExit) as exit_info:
+            configure(argv, *sources)
+        captured = capsys.readouterr()
+        assert exit_info.value.code == 2 and captured.out == ""
+        assert re.fullmatch("error: .+\n", captured.err), captured.err
+        return captured.err
+    return refused
+
+
+# ------------------------------------------------------------------------------------------------------------
+# defaults
+
+def test_defaults_are_read_and_not_executed(sources):
+    """The block of the script and the indented one of a dataclass count, and nothing outside of them."""
+    assert configure([], *sources) == {
+        "steps": 100, "lr": 1e-3, "name": "python", "fast": True, "sizes": [64, 128], "threads": "auto",
+        "share": "auto", "batch": 32, "n_layer": 8, "dropout": 0.0}
+
+
+def test_settings_carry_types_and_comments(sources):
+    """What --help and the check of types go by."""
+    settings = read_settings(sources[0]) | read_settings(sources[1])
+    assert settings["threads"] == ("auto", ["int", "str"], "number, or auto")
+    assert settings["batch"] == (32, ["int"], "windows a step")
+    assert settings["dropout"] == (0.0, ["float"], "share of activations")
+
+
+def test_help_lists_every_key(sources, capsys):
+    """--help prints the script's docstring and, for each key, its default and comment, and exits with 0."""
+    with pytest.raises(SystemExit) as exit_info:
+        configure(["--steps=5", "--help"], *sources)
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Trains a thing.\n")
+    for key, setting in (read_settings(sources[0]) | read_settings(sources[1])).items():
+        line = rf"^ +--{key}={re.escape(str(setting.value))} +{setting.comment}$"
+        assert re.search(line, out, re.MULTILINE), key
+    assert "outside" not in out
+
+
+def test_calls_do_not_share_state(sources):
+    """Settings of one call are not the defaults of the next."""
+    configure(["--steps=5", "--sizes=[1]"], *sources)
+    assert configure([], *sources)["steps"] == 100 and configure([], *sources)["sizes"] == [64, 128]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# values
+
+@pytest.mark.parametrize("argument, value", [
+    ("--steps=7", 7), ("--steps=1_000", 1000), ("--steps=-3", -3), ("--steps=32 * 1024", 32768),
+    ("--steps=7 // 2", 3),
+    ("--lr=5e-4", 5e-4), ("--lr=1", 1.0), ("--lr=3/4", 0.75), ("--dropout=0", 0.0),
+    ("--fast=false", False), ("--fast=False", False), ("--fast=true", True),
+    ("--name=tinystories", "tinystories"), ("--name=7", "7"), ("--name=", ""), ("--name=a=b", "a=b"),
+    ("--name=../x y.txt", "../x y.txt"), ("--name=true", "true"), ("--name='q'", "'q'"),
+    ("--sizes=[1, 2]", [1, 2]), ("--sizes=[]", []),
+    ("--threads=4", 4), ("--threads=auto", "auto"), ("--share=0.5", 0.5), ("--share=1", 1.0),
+    ("--share=auto", "auto"),
+])
+def test_argument_becomes_a_value_of_its_type(argument, value, sources):
+    """Numbers, arithmetic, true and false in both spellings, unquoted text; an int is fine for a float."""
+    key = argument.removeprefix("--").partition("=")[0]
+    result = configure([argument], *sources)[key]
+    assert result == value and type(result) is type(value)
+
+
+@pytest.mark.parametrize("argument, takes", [
+    ("--steps=many", "int"), ("--steps=1.5", "int"), ("--steps=true", "int"), ("--steps=", "int"),
+    ("--steps=exit()", "int"), ("--steps=None", "int"), ("--lr=fast", "float"), ("--lr=true", "float"),
+    ("--lr=1/0", "float"), ("--fast=1", "bool"), ("--fast=yes", "bool"), ("--sizes=5", "list"),
+    ("--threads=1.5", "int or str"), ("--share=[1]", "float or str"),
+])
+def test_value_of_another_type_is_refused(argument, takes, refused):
+    """The line names the key and the types that it takes."""
+    message = refused(argument)
+    assert argument.partition("=")[0] in message and f"takes {takes}" in message
+
+
+@pytest.mark.parametrize("argument, near", [
+    ("--step=5", "did you mean steps?"), ("--n_layers=5", "did you mean n_layer?"),
+    ("--drop_out=0.1", "did you mean dropout?"), ("--zzz=1", "--help"), ("--outside=1", "--help"),
+    ("--=5", "--help"), ("--steps", "--key=value"), ("-steps=5", "--key=value"), ("--fast", "--key=value"),
+    ("-v", "--key=value"),
+])
+def test_typo_is_refused(argument, near, refused):
+    """A key that does not exist names the nearest that does; a flag without a value says how to write it."""
+    assert near in refused(argument)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# config files
+
+def test_later_wins(sources, config_file):
+    """Files and arguments are taken from left to right."""
+    one = config_file("steps = 1\nlr = 0.1\nname = 'one'\n", "1.py")
+    two = config_file("steps = 2\nname = 'two'\n", "2.py")
+    config = configure([one, two, "--name=three"], *sources)
+    assert (config["steps"], config["lr"], config["name"]) == (2, 0.1, "three")
+    config = configure(["--name=three", "--steps=3", two, one], *sources)
+    assert (config["steps"], config["lr"], config["name"]) == (1, 0.1, "one")
+    assert configure(["--steps=3", "--steps=4"], *sources)["steps"] == 4
+
+
+def test_config_file_holds_what_a_script_does(sources, config_file):
+    """Docstring, comments, blank lines, arithmetic, lists over several lines, annotations, CRLF."""
+    path = config_file('"""What it is for: 5 minutes."""\r\n# a comment\r\n'
+                       "\r\nsteps = 2 * (3 + 4)  # fourteen\r\n"
+                       "lr = 3 * 1e-4\r\nfast = false\r\nsizes = [\r\n  32 * 2,  # first\r\n  8,\r\n]\r\n"
+                       "threads: int | str = 6\r\nname = 'an # in text'\r\ndropout = 0\r\n")
+    config = configure([path], *sources)
+    assert (config["steps"], config["fast"], config["sizes"], config["threads"]) == (14, False, [64, 8], 6)
+    assert config["lr"] == pytest.approx(3e-4) and config["name"] == "an # in text"
+    assert config["dropout"] == 0.0 and type(config["dropout"]) is float
+    assert read_settings(path)["steps"].comment == "fourteen"
+
+
+@pytest.mark.parametrize("line", [
+    "steps = int('5')", "steps = __import__('os').getpid()", "import os", "from os import path", "print(5)",
+    "steps = len", "steps = (1).real", "steps = [1, 2][0]", "steps = lambda: 5", "steps = 5 if 1 else 6",
+    "steps = 9 ** 9", "steps = 1 << 9", "steps = 'a' * 9", "steps = [0] * 9", "steps = not 1",
+    "steps = 5 > 4", "steps = [i for i in [1]]", "steps = {1, 2}", "sizes = [*[1]]", "sizes = {**{}}",
+    "steps = 5j", "steps = ...", "name = f'{1}'", "name = b'x'", "steps = -'a'", "steps = 1 / 0",
+    "steps = 1e308 * 10 // 0", "steps = x = 5", "steps += 1", "steps, lr = 5, 6", "steps", "steps: int",
+    "a.b = 5", "sizes[0] = 5", "del steps", "steps := 5", "def f(): pass", "class A: pass",
+    "for i in [1]: pass", "if 1: steps = 5", "while 1: pass",
+    "steps = 'open", "steps = 5 6", "  steps = 5", "steps = " + "9" * 5000,
+    "sizes = " + "[" * 50 + "]" * 50 + " * 2",
+])
+def test_config_file_that_is_no_data_is_refused(line, refused, config_file):
+    """Code, names, unbounded arithmetic and broken syntax: one line with the path and the line's number."""
+    message = refused(config_file(f"# one\nlr = 0.1\n{line}\n"))
+    assert re.match(r"error: .*config\.py, line 3:", message), message
+
+
+@pytest.mark.parametrize("value", [
+    "(", "(" * 5000 + "1" + ")" * 5000, "-" * 50_000 + "1", "1 + " * 20_000 + "1"])
+def test_hostile_expression_is_refused(value, refused, config_file):
+    """What exhausts Python's parser ends in one line as well."""
+    assert "config.py, line" in refused(config_file(f"steps = {value}\n"))
+
+
+def test_config_file_with_a_typo_is_refused(refused, config_file):
+    """An unknown key and a value of another type in a file are errors as well, and name the file."""
+    message = refused(config_file("stepz = 5\n"))
+    assert "config.py" in message and "stepz" in message and "did you mean steps?" in message
+    message = refused(config_file("lr = 'high'\n"))
+    assert "config.py" in message and "lr takes float" in message
+
+
+@pytest.mark.parametrize("content, part", [
+    (b"\x80\x02}q\x00.", "not a text file"), ("steps = 5\n".encode("utf-16"), "not a text file"),
+    (b"steps = 5\x00", "line 1"), (bytes(range(128)), "line"), (b"# " + b"x" * 200_000, "longer than"),
+])
+def test_config_file_that_is_no_text_is_refused(content, part, refused, config_file):
+    """A checkpoint, a binary or a huge file in the place of a config file: one line."""
+    message = refused(config_file(content))
+    assert "config.py" in message and part in message
+
+
+def test_missing_config_file_is_refused(refused, tmp_path):
+    """The line names the path; so it does for a folder."""
+    assert "nowhere.py" in refused(str(tmp_path / "nowhere.py"))
+    assert str(tmp_path) in refused(str(tmp_path))
+
+
+def test_empty_config_file_changes_nothing(sources, config_file):
+    """Nothing in it, nothing from it."""
+    assert configure([config_file("")], *sources) == configure([], *sources)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the small functions
+
+def test_evaluate_agrees_with_python():
+    """Arithmetic with precedence, brackets and signs is Python's own."""
+    for text in ("1 + 2 * 3", "(1 + 2) * 3", "-2 - -3", "7 // 2 / 2", "2e-3 * 2", "[1, [-2]]", "{1: 1 / 4}"):
+        assert evaluate(ast.parse(text, mode="eval").body) == eval(text)
+
+
+def test_text_that_cannot_be_calculated_stays_text():
+    """For keys that take text and numbers, what is no number is text."""
+    assert parse_argument("1/0", ["int", "str"]) == "1/0"
+    assert parse_argument("auto", ["int", "str"]) == "auto"
+    assert parse_argument("(" * 5000, ["int", "str"]) == "(" * 5000
+
+
+def test_fail_is_one_line_with_its_status(capsys):
+    """fail prints on stderr only and sets the exit status."""
+    for status in (1, 2):
+        with pytest.raises(SystemExit) as exit_info:
+            fail("it broke", status)
+        assert exit_info.value.code == status
+        assert capsys.readouterr() == ("", "error: it broke\n")
