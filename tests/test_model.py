@@ -1,0 +1,354 @@
+"""The models: causality, masks, and each layer against an independent reference. Shapes: T != C != B, primes."""
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import model as model_module
+from model import Attention, LanguageModel, MaskedConv, ModelConfig, Rotary
+
+B, T, V = 3, 11, 31
+VARIANTS = {
+    "mixer": {},
+    "gpt": dict(model_type="gpt"),
+    "llama": dict(model_type="llama"),
+    "hybrid": dict(model_type="hybrid"),
+    "hybrid_parallel": dict(model_type="hybrid_parallel"),
+    "kernel_4": dict(kernel_size=4),
+    "kernel_3": dict(kernel_size=3),
+    "expanded": dict(expanded=True),
+    "parallel_2": dict(parallel=2),
+    "heads_2": dict(mixer_heads=2),
+    "toeplitz": dict(toeplitz=True),
+    "toeplitz_kernel_2": dict(toeplitz=True, kernel_size=2),
+    "everything": dict(expanded=True, parallel=2, mixer_heads=2, kernel_size=4, norm="rmsnorm", position="rope",
+                       final_norm=True, mlp="swiglu", bias=False, tie=True, init="normal", embd_std=0.1),
+    "mixer_learned_positions": dict(position="learned", norm="none"),
+    "gpt_rope": dict(model_type="gpt", position="rope"),
+    "llama_without_positions": dict(model_type="llama", position="none"),
+}
+every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+
+
+def build(seed=0, **options):
+    """A small model whose every weight is random, so that nothing passes because a weight is zero."""
+    torch.manual_seed(seed)
+    model = LanguageModel(ModelConfig(**dict(block_size=13, n_layer=2, n_embd=20, n_head=5, vocab_size=V) | options))
+    for p in model.parameters():
+        if p.dim() == 1:
+            torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def random_tokens(rows=B, length=T):
+    return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@every_variant
+def test_a_changed_token_leaves_earlier_logits_bit_identical(options):
+    """The past does not see the future: not even in the last bit."""
+    model, idx = build(**options), random_tokens()
+    logits, _ = model(idx)
+    for t in range(T):
+        changed = idx.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        new_logits, _ = model(changed)
+        assert torch.equal(logits[:, :t], new_logits[:, :t])
+        assert not torch.allclose(logits[:, t:], new_logits[:, t:])
+
+
+@every_variant
+def test_gradient_reaches_exactly_the_inputs_up_to_t(options):
+    """d logits[t] / d input[s] is exactly 0 for s > t, and not 0 for s <= t."""
+    model = build(**options)
+    x = model.embed(random_tokens()).detach().requires_grad_()
+    for t in (0, 4, T - 1):
+        gradient, = torch.autograd.grad(model.head(model.run_blocks(x))[:, t].square().sum(), x)
+        size = gradient.abs().sum(dim=(0, 2))
+        assert (size[t + 1:] == 0).all()
+        assert (size[:t + 1] > 0).all()
+
+
+def test_a_mixer_without_mask_sees_all_tokens():
+    """causal=False: the first logits depend on the last token, in a mixer and in attention."""
+    for model_type in "mixer", "llama":
+        model = build(model_type=model_type, causal=False)
+        x = model.embed(random_tokens()).detach().requires_grad_()
+        gradient, = torch.autograd.grad(model.run_blocks(x)[:, 0].square().sum(), x)
+        assert (gradient.abs().sum(dim=(0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
+def test_masked_convolution_equals_naive_loops(kernel_size):
+    """Conv(x)[t, c] = b[t] + sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2], zero outside."""
+    conv = MaskedConv(build(kernel_size=kernel_size).config, 7)
+    torch.nn.init.normal_(conv.weight)  # the masked half too: it must not count
+    torch.nn.init.normal_(conv.bias)
+    x, C = torch.randn(2, 5, 7), 7
+    expected = torch.zeros_like(x)
+    for t in range(5):
+        for c in range(C):
+            total = conv.bias[t].expand(2).clone()
+            for s in range(t + 1):
+                for j in range(kernel_size):
+                    if 0 <= c + j - (kernel_size - 1) // 2 < C:
+                        total += conv.weight[j, t, s] * x[:, s, c + j - (kernel_size - 1) // 2]
+            expected[:, t, c] = total
+    torch.testing.assert_close(conv(x), expected)
+
+
+def test_masked_convolution_equals_conv1d_with_a_triangular_weight():
+    """At T = block_size it is torch's own Conv1d over tokens."""
+    conv = MaskedConv(build(kernel_size=3).config, 7)
+    torch.nn.init.normal_(conv.weight)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(2, 13, 7)
+    weight = torch.stack([W.tril() for W in conv.weight], dim=-1)
+    torch.testing.assert_close(conv(x), F.conv1d(x, weight, conv.bias, padding=1))
+
+
+@every_variant
+def test_masked_weights_have_no_gradient_and_stay_zero(options):
+    """Nothing above the diagonal: not at the start, not in the gradient, not after training steps with decay."""
+    model = build(**options)
+    convs = [m for m in model.modules() if isinstance(m, MaskedConv) and not m.toeplitz]
+    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95))
+    idx = random_tokens()
+    for _ in range(3):
+        model(idx, idx)[1].backward()
+        for conv in convs:
+            assert (conv.weight.grad.triu(1) == 0).all() and conv.weight.grad.abs().sum() > 0
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all((conv.weight.triu(1) == 0).all() for conv in convs)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
+    """Both products agree, values and gradients, and the matrix is w[t - s] below the diagonal, 0 above."""
+    conv = MaskedConv(build(toeplitz=True, kernel_size=kernel_size).config, 7)
+    torch.nn.init.normal_(conv.weight)
+    torch.nn.init.zeros_(conv.bias)
+    expected = [[[w[t - s].item() if s <= t else 0.0 for s in range(5)] for t in range(5)] for w in conv.weight]
+    assert conv.rows(0, 5).tolist() == expected
+    x = torch.randn(2, T, 7, requires_grad=True)
+    results = []
+    for fft_from in (1, 10_000):
+        monkeypatch.setattr(model_module, "FFT_FROM", fft_from)
+        y = conv(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, conv.weight])])
+    for by_fft, by_matrix in zip(*results):
+        torch.testing.assert_close(by_fft, by_matrix, rtol=1e-4, atol=1e-4)
+
+
+@every_variant
+def test_a_short_window_uses_the_top_left_corner(options):
+    """The logits of the first tokens do not depend on how many tokens follow them."""
+    model, idx = build(**options), random_tokens()
+    torch.testing.assert_close(model(idx[:, :5])[0], model(idx)[0][:, :5])
+
+
+@every_variant
+def test_a_window_longer_than_block_size_is_an_error(options):
+    """A clear sentence, with both numbers."""
+    with pytest.raises(ValueError, match="14 tokens do not fit into block_size 13"):
+        build(**options)(random_tokens(2, 14))
+
+
+def test_attention_equals_torch_multi_head_attention():
+    """Same weights, same result as nn.MultiheadAttention with a causal mask."""
+    ours = build(model_type="gpt").blocks[0].mix[0]
+    theirs = torch.nn.MultiheadAttention(20, 5, batch_first=True)
+    theirs.load_state_dict({"in_proj_weight": ours.c_attn.weight, "in_proj_bias": ours.c_attn.bias,
+                            "out_proj.weight": ours.c_proj.weight, "out_proj.bias": ours.c_proj.bias})
+    x = torch.randn(B, T, 20)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(T)
+    torch.testing.assert_close(ours(x), theirs(x, x, x, attn_mask=mask, is_causal=True)[0])
+
+
+def test_rotary_positions_are_relative_and_keep_lengths():
+    """q(m) . k(n) depends on m - n alone, and rotation by complex numbers gives the same."""
+    rotary, q, k = Rotary(50, 14), torch.randn(14), torch.randn(14)
+    at = lambda x, position: rotary(x[None], position)[0]  # noqa: E731
+    products = torch.stack([at(q, m + 7) @ at(k, m) for m in range(40)])
+    torch.testing.assert_close(products, products[:1].expand(40), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(at(q, 7) @ at(k, 0), at(q, 8) @ at(k, 0))
+    complex_q = torch.complex(q[:7], q[7:]) * torch.polar(torch.ones(7), 29 / 10000.0 ** (torch.arange(7) / 7))
+    torch.testing.assert_close(at(q, 29), torch.cat([complex_q.real, complex_q.imag]), rtol=1e-4, atol=1e-4)
+
+
+def test_hybrids_combine_the_two_mixers_as_the_paper_says():
+    """Sequential: attention, then convolution, each a residual step; parallel: both read the same normed x."""
+    x = torch.randn(B, T, 20)
+    block = build(model_type="hybrid").blocks[0]
+    y = x + block.mix[0](block.mix_norm[0](x))
+    y = y + block.mix[1](block.mix_norm[1](y))
+    torch.testing.assert_close(block(x), y + block.mlp(block.mlp_norm(y)))
+    block = build(model_type="hybrid_parallel").blocks[0]
+    (attention, conv), normed = block.mix[0], block.mix_norm[0](x)
+    assert isinstance(attention, Attention) and isinstance(conv, MaskedConv)
+    y = x + attention(normed) + conv(normed)
+    torch.testing.assert_close(block(x), y + block.mlp(block.mlp_norm(y)))
+
+
+def test_llama_mlp_and_norms_equal_their_formulas():
+    """SwiGLU with a hidden width of 4C, RMSNorm without bias, no biases anywhere."""
+    model = build(model_type="llama")
+    block, x = model.blocks[0], torch.randn(B, T, 20)
+    mlp = block.mlp
+    gate = x @ mlp.c_gate.weight.T
+    expected = (gate * gate.sigmoid() * (x @ mlp.c_fc.weight.T)) @ mlp.c_proj.weight.T
+    torch.testing.assert_close(mlp(x), expected)
+    assert mlp.c_fc.weight.shape == (80, 20)
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.mlp_norm.weight
+    torch.testing.assert_close(block.mlp_norm(x), normed)
+    assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
+
+
+def test_initialisation_is_the_one_that_the_config_names():
+    """Standard deviations of what is drawn, at a size where they can be told apart."""
+    big = dict(block_size=64, n_embd=128, n_head=4, n_layer=1, vocab_size=4096)
+    model = LanguageModel(ModelConfig(**big))
+    assert model.wte.weight.std().item() == pytest.approx(1.0, rel=0.02)
+    conv = model.blocks[0].mix[0]
+    lower = conv.weight[0][torch.ones(64, 64).tril().bool()]
+    assert lower.abs().max() <= 1 / 8 and lower.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.05)
+    model = LanguageModel(ModelConfig(model_type="llama", **big))
+    assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.blocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert LanguageModel(ModelConfig(**big, embd_std=0.3)).wte.weight.std().item() == pytest.approx(0.3, rel=0.02)
+
+
+@every_variant
+def test_loss_is_the_cross_entropy_of_the_logits(options):
+    """In nats a token, -1 not counted, and the same when the logits are not returned."""
+    model, idx = build(**options), random_tokens()
+    targets = random_tokens().roll(1, 0)
+    targets[0, 3:] = -1
+    logits, loss = model(idx, targets)
+    assert logits.shape == (B, T, V)
+    log_p = logits.log_softmax(-1)
+    counted = [-log_p[b, t, targets[b, t]] for b in range(B) for t in range(T) if targets[b, t] >= 0]
+    torch.testing.assert_close(loss, torch.stack(counted).mean())
+    nothing, same_loss = model(idx, targets, return_logits=False)
+    assert nothing is None and torch.equal(loss, same_loss)
+
+
+@every_variant
+def test_every_variant_overfits_one_batch(options):
+    """Every parameter is wired in, and a few steps bring the loss of one batch far down."""
+    model, idx = build(**options).train(), random_tokens()
+    optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.95))
+    for _ in range(100):
+        loss = model(idx[:, :-1], idx[:, 1:])[1]
+        loss.backward()
+        unused = [name for name, p in model.named_parameters() if p.grad is None]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not unused
+    assert loss.item() < 0.3
+
+
+@every_variant
+def test_cached_generation_equals_uncached(options):
+    """Token for token: greedy and seeded, prompts of different lengths, and past block_size."""
+    model = build(**options)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+    for settings in dict(temperature=0.0), dict(temperature=1.5, top_k=17, top_p=0.9, seed=5):
+        cached = list(model.generate(prompts, 25, **settings))
+        assert cached == list(model.generate(prompts, 25, cached=False, **settings))
+    for row, prompt in enumerate(prompts):  # a prompt's text does not depend on the others in the batch
+        alone = [token for token, in model.generate([prompt], 25, temperature=0.0)]
+        together = [tokens[row] for tokens in model.generate(prompts, 25, temperature=0.0)]
+        assert alone == [token for token in together if token is not None]
+        assert len(alone) == 25
+
+
+def test_greedy_generation_follows_the_window_rule():
+    """The next token is the argmax over all tokens so far; when they fill block_size the older half goes."""
+    model, window, text = build(), [1, 2, 3], []
+    for _ in range(40):
+        if len(window) > 13:
+            window = window[-6:]
+        text.append(model(torch.tensor([window]))[0][0, -1].argmax().item())
+        window.append(text[-1])
+    assert [token for token, in model.generate([[1, 2, 3]], 40, temperature=0.0)] == text
+
+
+def test_generation_stops_at_the_stop_token_row_by_row():
+    """The stop token is the last of its row; other rows go on."""
+    model = build()
+    full = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3)))
+    stop = full[0][4]
+    rows = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3, stop_token=stop)))
+    for row, all_tokens in zip(rows, full):
+        n = all_tokens.index(stop) + 1 if stop in all_tokens else 20
+        assert [token for token in row if token is not None] == list(all_tokens[:n])
+
+
+def test_top_k_and_top_p_keep_the_likeliest_tokens():
+    """Drawn tokens lie in the set that each rule keeps, and all of that set is drawn."""
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(2000, 4)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda **kw: model_module.sample_token(logits, **dict(temperature=1.0, top_k=None, top_p=None) | kw,  # noqa: E731
+                                                  generator=generator)
+    assert set(draw().tolist()) == {0, 1, 2, 3}
+    assert set(draw(top_k=2).tolist()) == {1, 3}
+    assert set(draw(top_p=0.69).tolist()) == {1, 3}
+    assert set(draw(top_p=0.71).tolist()) == {1, 2, 3}
+    assert set(draw(top_p=0.01).tolist()) == {1}
+    share = draw(temperature=0.5).eq(1).float().mean().item()
+    assert share == pytest.approx(0.16 / 0.30, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["llama"], VARIANTS["kernel_4"]])
+def test_flops_equal_those_that_torch_counts(options):
+    """By matmul shapes, against torch's own counter, at T != C."""
+    model = build(**options)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        model(random_tokens(1, 7))
+    assert model.estimate_flops(7) * 7 == counter.get_total_flops()
+
+
+def test_weight_decay_is_for_matrices_only():
+    """Biases and norms are not decayed; every parameter is in exactly one group."""
+    model = build()
+    decayed, plain = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95)).param_groups
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
+    assert all(p.dim() > 1 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(model_type="mixr"), "model_type must be one of mixer"),
+    (dict(model_type="gpt", n_embd=21), "not divisible by n_head"),
+    (dict(mixer_heads=3), "not divisible by mixer_heads"),
+    (dict(kernel_size=0), "kernel_size must be an int of 1 or more"),
+    (dict(norm="batchnorm"), "norm must be one of layernorm"),
+    (dict(dropout=1.0), "dropout must be in"),
+    (dict(embd_std=-1.0), "embd_std must be a positive number"),
+    (dict(bias="maybe"), "bias must be one of True, False"),
+    (dict(model_type="llama", n_embd=15), "must be even"),
+    (dict(toeplitz=True, causal=False), "toeplitz"),
+])
+def test_a_config_that_makes_no_model_is_refused(options, message):
+    """ValueError that names the key."""
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+@pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["hybrid"], VARIANTS["everything"]])
+def test_compiled_graph_is_whole(options):
+    """torch.compile sees one graph without breaks, and one compilation serves further batches of the same shape."""
+    torch._dynamo.reset()
+    model, idx = build(**options).train(), random_tokens()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for shift in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(idx.roll(shift, 0), idx)[1]
+        loss.backward()
+    assert counter.frame_count == 1
