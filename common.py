@@ -19,12 +19,13 @@ from model import LanguageModel, ModelConfig
 
 END_OF_TEXT = "<|endoftext|>"
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # files
 
 @contextlib.contextmanager
 def replacing(path, mode="wb"):
-    """Write to a temporary file beside `path` that takes its place at the end; if that fails, `path` stays as it was.
+    """Write to a temporary file beside `path` that takes its place at the end; if that fails, `path` stays as
+    it was.
 
     A disk that is full or a folder that cannot be written to ends the program with one line, status 1.
     """
@@ -41,11 +42,12 @@ def replacing(path, mode="wb"):
         fail(f"cannot write {path}: {(e.strerror or str(e)).lower()}", status=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # data: a folder with train.bin, val.bin, meta.json and tokenizer.tiktoken, made by prepare.py
 
 def load_meta(folder):
-    """meta.json as a dict, with the tokenizer's rank file under "ranks", so that a checkpoint can carry both."""
+    """meta.json as a dict, with the tokenizer's rank file under "ranks", so that a checkpoint can carry
+    both."""
     try:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
             meta = json.load(f)
@@ -74,7 +76,8 @@ def build_tokenizer(meta):
 
 
 def stream_text(tokenizer, tokens):
-    """Text, piece by piece, of an iterable of token ids: a character of several tokens comes when it is complete."""
+    """Text, piece by piece, of an iterable of token ids: a character of several tokens comes when it is
+    complete."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         yield decoder.decode(tokenizer.decode_single_token_bytes(token))
@@ -83,9 +86,11 @@ def stream_text(tokenizer, tokens):
 
 @functools.lru_cache(maxsize=2)
 def epoch_starts(n_tokens, block_size, seed, epoch):
-    """Starts of the windows of one epoch, shape (n,): every window once, in an order drawn from seed and epoch.
+    """Starts of the windows of one epoch, shape (n,): every window once, in an order drawn from seed and
+    epoch.
 
-    Windows do not overlap. Each epoch cuts the text at another offset, so that no token always opens a window.
+    Windows do not overlap. Each epoch cuts the text at another offset, so that no token always opens a
+    window.
     """
     rng = np.random.default_rng((seed, epoch))
     offset = rng.integers(min(block_size, n_tokens - block_size))  # x and its targets take block_size + 1 tokens
@@ -93,7 +98,8 @@ def epoch_starts(n_tokens, block_size, seed, epoch):
 
 
 def training_windows(n_tokens, block_size, seed, position, count):
-    """Starts of `count` windows from `position` on in the endless sequence of epochs, and the position after them.
+    """Starts of `count` windows from `position` on in the endless sequence of epochs, and the position after
+    them.
 
     A position is a pair (epoch, windows of it already seen); it is all that a resumed run needs.
     """
@@ -110,7 +116,8 @@ def training_windows(n_tokens, block_size, seed, position, count):
 
 
 def validation_windows(n_tokens, block_size, count):
-    """Starts of `count` windows that never change (all there are, if fewer), whatever the seed or the batch size."""
+    """Starts of `count` windows that never change (all there are, if fewer), whatever the seed or the batch
+    size."""
     rng = np.random.default_rng(20240902)  # evaluation has a generator of its own
     return np.sort(block_size * rng.permutation((n_tokens - 1) // block_size)[:count])
 
@@ -150,11 +157,12 @@ def plot_log(log_path, image_path):
     plt.close(fig)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # device and checkpoints
 
 def choose_device(name):
-    """torch.device for "auto" (CUDA, then MPS, then CPU) or a name; one that this machine lacks is an error."""
+    """torch.device for "auto" (CUDA, then MPS, then CPU) or a name; one that this machine lacks is an
+    error."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -166,7 +174,8 @@ def choose_device(name):
 
 
 def choose_dtype(name, device):
-    """torch.dtype of the matmuls for "auto" or a name: bfloat16 where it is fast, on CUDA else float16, else float32."""
+    """torch.dtype of the matmuls for "auto" or a name: bfloat16 where it is fast, on CUDA else float16, else
+    float32."""
     bf16 = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
             "cpu": lambda: torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16"),
             "mps": lambda: False}

@@ -3,29 +3,28 @@ Settings of a script: the defaults at its top, then config files, then --key=val
 
     python train.py config/mixer_tiny.py --max_iters=100 --compile=false
     python train.py --help                     # every key, its default and what it means
-
-A config file holds lines `key = value  # comment`. It is read as data and never executed: a value is a literal or
-arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger can do no harm. The
-defaults of a script are read in the same way, out of its source, so that --help shows the comment beside each.
+ A config file holds lines `key = value  # comment`. It is read as data and never executed: a value is a
+literal or arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger
+can do no harm. The defaults of a script are read in the same way, out of its source, so that --help shows the
+comment of each.
 """
 import ast
 import difflib
-import io
 import operator
 import os
 import re
 import sys
-import tokenize
 from typing import NamedTuple
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
 MAX_CHARS = 100_000  # of a file: nobody writes a longer one, and it bounds the time that a hostile one can take
+MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # what such text can raise
 
 
 class Setting(NamedTuple):
     value: object
-    types: list      # names of the types that the key takes, e.g. ["float", "str"]
+    types: list  # names of the types that the key takes, e.g. ["float", "str"]
     comment: str
 
 
@@ -58,63 +57,61 @@ def evaluate(node):
 
 
 def read_settings(path):
-    """{key: Setting} of a config file, or of a script: there, of the lines from `# defaults` to `# end of defaults`.
+    """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`.
 
-    Raises ValueError, with path and line, where a line is not `key = value`; OSError where the file cannot be read.
+    Raises ValueError, with path and line, where a line is not `key = value`; OSError where the file cannot be
+    read.
     """
-    with open(os.path.expanduser(path), encoding="utf-8") as f:
+    with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
         text = f.read(MAX_CHARS + 1)
     if len(text) > MAX_CHARS:
         raise ValueError(f"{path}: longer than {MAX_CHARS} characters")
     block = re.search(r"^( *)# defaults.*\n((?:.*\n)*?)\1# end of defaults", text, re.M)
-    if block:  # in a dataclass it is indented; the lines before it are left as blanks so that line numbers stay right
+    if block:  # in a dataclass it is indented; lines before it become blanks, so that line numbers stay right
         text = "\n" * text[:block.start(2)].count("\n") + re.sub(f"^{block[1]}", "", block[2], flags=re.M)
-    settings, line = {}, 1
+    settings, line, lines = {}, 0, text.splitlines()
     try:
-        comments = {token.start[0]: token.string.lstrip("# ")
-                    for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT}
         for node in ast.parse(text).body:
             line = node.lineno
             match node:
                 case ast.Assign(targets=[ast.Name(id=key)]):
                     value = evaluate(node.value)
                     types = [type(value).__name__]
-                case ast.AnnAssign(target=ast.Name(id=key)) if node.value:  # `key: int | str = "auto"`
+                case ast.AnnAssign(target=ast.Name(id=key)) if node.value:  # `key: float | str = "auto"`
                     value = evaluate(node.value)
                     types = ast.unparse(node.annotation).split(" | ")
                 case ast.Expr(value=ast.Constant()):  # the docstring
                     continue
                 case _:
                     raise ValueError("not a line `key = value`")
-            settings[key] = Setting(value, types, comments.get(node.end_lineno, ""))
-    except (SyntaxError, tokenize.TokenError) as e:
-        raise ValueError(f"{path}, line {getattr(e, 'lineno', None) or line}: not a line `key = value`") from None
-    except (ValueError, ArithmeticError, RecursionError, MemoryError) as e:
-        raise ValueError(f"{path}, line {line}: {e or 'too deeply nested'}") from None
+            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode().strip("# ")
+            settings[key] = Setting(value, types, comment)
+    except MALFORMED as e:
+        line = getattr(e, "lineno", None) or line
+        reason = str(e) if type(e) is ValueError else "not a line `key = value`"
+        raise ValueError(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}") from None
     return settings
 
 
 def parse_argument(text, types):
     """The value of --key=text: as in a file, but text needs no quotes."""
-    if types == ["str"]:
-        return text
     try:
-        return evaluate(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return text if types == ["str"] else evaluate(ast.parse(text.strip(), mode="eval").body)
+    except MALFORMED:
         return text
 
 
 def configure(argv, *sources):
     """Settings of a script as a dict {key: value}.
 
-    argv: config files and --key=value, as in sys.argv[1:]. sources: paths of the Python files whose defaults count
-    (the script itself, model.py). Prints the keys and exits on --help; on a wrong argument one line and exit status 2.
+    argv: config files and --key=value, as in sys.argv[1:]. sources: paths of the Python files whose defaults
+    count (the script, model.py). --help prints the keys and exits; a wrong argument ends with one line and
+    status 2.
     """
-    defaults = {}
-    for path in sources:
-        defaults |= read_settings(path)
+    defaults = {key: setting for path in sources for key, setting in read_settings(path).items()}
     if "--help" in argv or "-h" in argv:
-        print(ast.get_docstring(ast.parse(open(sources[0], encoding="utf-8").read())), end="\n\n")
+        with open(sources[0], encoding="utf-8") as f:
+            print(ast.get_docstring(ast.parse(f.read())), end="\n\n")
         for key, setting in defaults.items():
             print(f"  --{key}={setting.value}".ljust(36), setting.comment)
         raise SystemExit(0)
@@ -131,7 +128,7 @@ def configure(argv, *sources):
             except UnicodeDecodeError:
                 fail(f"{argument}: not a text file in UTF-8")
             except ValueError as e:
-                fail(str(e))
+                fail(e)
             except OSError as e:
                 fail(f"config file {argument}: {e.strerror.lower()}")
     config = {key: setting.value for key, setting in defaults.items()}

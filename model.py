@@ -1,32 +1,31 @@
 """
 Masked mixers and the models they are compared with (arXiv 2409.01482, "the paper").
-
-A masked mixer is a language model in which a convolution over tokens, masked to be causal, stands where a transformer
-has self-attention. All the models here are the same code but for one swap point, `token_mixing`: mixer, GPT, Llama and
-two hybrids. Shapes: B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k = kernel_size.
+ A masked mixer is a language model with a masked convolution over tokens in the place of self-attention. All
+models here are the same code but for one swap point, TOKEN_MIXING: mixer, GPT, Llama and two hybrids. Letters
+of shapes: B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k = kernel_size.
 
     model = LanguageModel(ModelConfig(model_type="mixer", block_size=128, n_layer=4, n_embd=128))
     logits, loss = model(idx, targets)         # idx, targets (B, T) -> logits (B, T, V), loss in nats a token
 """
 import math
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-# What "auto" stands for: each architecture as the paper's section 2 describes it. Set a key to override it.
-TRANSFORMER = dict(position="rope", norm="rmsnorm", final_norm=True, mlp="swiglu", bias=False, embd_std=0.02, init="normal")
-AUTO = {
-    "mixer": dict(position="none", norm="layernorm", final_norm=False, mlp="gelu", bias=True, embd_std=1.0, init="torch"),
-    "gpt": dict(position="learned", norm="layernorm", final_norm=True, mlp="gelu", bias=True, embd_std=0.02, init="normal"),
-    "llama": TRANSFORMER,
-    "hybrid": TRANSFORMER,
-    "hybrid_parallel": TRANSFORMER,
-}
-CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "norm": ("layernorm", "rmsnorm", "none"),
-           "mlp": ("gelu", "swiglu"), "init": ("torch", "normal"), "bias": (True, False), "final_norm": (True, False)}
-FFT_FROM = 2048  # tokens from which a Toeplitz matrix is multiplied by FFT: below it the dense product is faster
+# What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
+MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
+             init="torch", embd_std=1.0)
+GPT = dict(MIXER, position="learned", final_norm=True, init="normal", embd_std=0.02)
+LLAMA = dict(GPT, position="rope", norm="rmsnorm", mlp="swiglu", bias=False)
+AUTO = {"mixer": MIXER, "gpt": GPT, "llama": LLAMA, "hybrid": LLAMA, "hybrid_parallel": LLAMA}
+CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": ("gelu", "swiglu"),
+           "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
+           "final_norm": (True, False)}
+COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
+FFT_FROM = 2048  # tokens from which a Toeplitz matrix is multiplied by FFT
 
 
 @dataclass
@@ -52,7 +51,7 @@ class ModelConfig:
     bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
     tie: bool = False                 # the head uses the embedding's weights
     embd_std: float | str = "auto"    # standard deviation of the token embedding at the start
-    init: str = "auto"                # other weights: torch: PyTorch's own for Linear and Conv1d | normal: N(0, 0.02)
+    init: str = "auto"           # other weights: torch: PyTorch's own for Linear, Conv1d | normal: N(0, 0.02)
     # end of defaults
     vocab_size: int = 4096            # V: given by the data
 
@@ -62,29 +61,28 @@ class ModelConfig:
                 setattr(self, key, value)
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
-                raise ValueError(f"{key} must be one of {', '.join(map(str, choices))}; got {getattr(self, key)!r}")
-        for key in "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel":
+                choices = " or ".join(map(str, choices))
+                raise ValueError(f"{key} must be {choices}; got {getattr(self, key)!r}")
+        for key in COUNTS:
             if type(getattr(self, key)) is not int or getattr(self, key) < 1:
                 raise ValueError(f"{key} must be an int of 1 or more; got {getattr(self, key)!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
-        if not isinstance(self.embd_std, (int, float)) or not 0 < self.embd_std < math.inf:
+        if isinstance(self.embd_std, str) or not 0 < self.embd_std < math.inf:
             raise ValueError(f"embd_std must be a positive number or 'auto'; got {self.embd_std!r}")
-        attends, mixes = self.model_type != "mixer", self.model_type not in ("gpt", "llama")
-        if attends and self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
-        if mixes and self.n_embd % self.mixer_heads:
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by mixer_heads {self.mixer_heads}")
-        if self.position == "rope" and (attends and self.n_embd // self.n_head % 2
-                                        or mixes and self.n_embd // self.mixer_heads % 2):
-            raise ValueError("position 'rope' turns channels in pairs: n_embd / heads must be even")
+        for key, module in ("n_head", Attention), ("mixer_heads", Mixer):
+            width, rest = divmod(self.n_embd, getattr(self, key))
+            used = module in sum(TOKEN_MIXING[self.model_type], [])
+            if used and (rest or self.position == "rope" and width % 2):
+                raise ValueError(f"n_embd {self.n_embd} is not divisible by {key} {getattr(self, key)}, "
+                                 "or not into the even widths that position 'rope' needs")
         if self.toeplitz and not self.causal:
-            raise ValueError("toeplitz has weights for the past only; it needs causal=True")
+            raise ValueError("toeplitz has weights for the past only: it needs causal=True")
 
 
 class Cache:
-    """What the layers remember of the tokens they have seen, so that each further token costs one row of work:
-    attention keeps keys and values, a masked convolution its inputs."""
+    """What the layers remember of the tokens they have seen, so that one more token costs one more row of
+    work: attention keeps its keys and values, a masked convolution its inputs."""
 
     def __init__(self, block_size):
         self.block_size = block_size
@@ -92,7 +90,7 @@ class Cache:
         self.rows = {}   # key -> (..., block_size, C), of which the first `length` rows are filled
 
     def append(self, key, x):
-        """Add rows x (..., T, C) to those under `key`; returns all of them, (..., length + T, C)."""
+        """Put rows x (..., T, C) after those under `key`; returns all of them, (..., length + T, C)."""
         if key not in self.rows:
             self.rows[key] = x.new_empty(*x.shape[:-2], self.block_size, x.size(-1))
         stop = self.length + x.size(-2)
@@ -101,7 +99,8 @@ class Cache:
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (arXiv 2104.09864): turns channel pairs (i, i + hs/2) by position times frequency."""
+    """Rotary position embedding (arXiv 2104.09864): turns channel pairs (i, i + hs/2) by position times
+    frequency."""
 
     def __init__(self, block_size, width):
         super().__init__()
@@ -113,7 +112,7 @@ class Rotary(nn.Module):
     def forward(self, x, start):
         """x (..., T, hs), the first row at position `start` -> the same shape."""
         cos, sin = self.cos[start:start + x.size(-2)], self.sin[start:start + x.size(-2)]
-        a, b = x.float().chunk(2, dim=-1)                                                 # (..., T, hs/2) each
+        a, b = x.float().chunk(2, dim=-1)                                                # (..., T, hs/2) each
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
 
@@ -122,70 +121,71 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.dropout, self.causal = config.n_head, config.dropout, config.causal
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # queries, keys, values
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        rope = config.position == "rope"
-        self.rotary = Rotary(config.block_size, config.n_embd // config.n_head) if rope else None
+        C, self.n_head = config.n_embd, config.n_head
+        self.dropout, self.causal = config.dropout, config.causal
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.bias)  # queries, keys and values of all heads
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
+        self.rotary = Rotary(config.block_size, C // self.n_head) if config.position == "rope" else None
 
     def forward(self, x, cache=None):
         B, T, C = x.size()
         start = cache.length if cache else 0
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                              # (B, nh, T, hs) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                             # (B, nh, T, hs) each
         if self.rotary:
             q, k = self.rotary(q, start), self.rotary(k, start)
         if cache:
-            k, v = cache.append((self, "k"), k), cache.append((self, "v"), v)             # (B, nh, start + T, hs)
-        # with tokens in the cache, query t sees the keys up to start + t; SDPA's own causal mask knows no such offset
-        mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start) if start and T > 1 else None
+            k, v = cache.append((self, "k"), k), cache.append((self, "v"), v)         # (B, nh, start + T, hs)
+        mask = None
+        if start and T > 1:  # behind cached tokens, query t sees keys up to start + t, unlike with is_causal
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
         y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
                                            is_causal=self.causal and not start)           # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
     def flops(self, T):
-        return 2 * 2 * T * T * self.c_proj.in_features  # q k^T, and the weights times v
+        return 2 * 2 * T * T * self.c_proj.in_features  # q k^T, and the attention weights times v
 
 
 class MaskedConv(nn.Module):
     """The masked convolution: Conv(x)[t, c] = b[t] + sum_{s <= t} sum_j W[j, t, s] x[s, c + j - (k-1)//2].
 
-    One (T, T) matrix a tap, shared by all channels; its rows are the positions. The mask is applied to W in forward,
-    so masked entries have gradient 0; they start at 0 and stay there. A window shorter than block_size uses the top
-    left corner of W. With `toeplitz`, W[t, s] = w[t - s].
+    One (T, T) matrix a tap j, shared by all channels; its rows are the positions. The mask is applied to W in
+    forward, so masked entries have gradient 0: they start at 0 and stay there. A window shorter than
+    block_size uses the top left corner of W. With `toeplitz`, W[t, s] = w[t - s].
     """
 
     def __init__(self, config, width):
         super().__init__()
-        T, k = config.block_size, config.kernel_size
-        self.kernel_size, self.causal, self.toeplitz, self.width = k, config.causal, config.toeplitz, width
-        self.weight = nn.Parameter(torch.empty(k, T) if config.toeplitz else torch.empty(k, T, T))
+        T, self.kernel_size, self.width = config.block_size, config.kernel_size, width
+        self.causal, self.toeplitz = config.causal, config.toeplitz
+        self.weight = nn.Parameter(torch.empty(self.kernel_size, *([T] if self.toeplitz else [T, T])))
         self.bias = nn.Parameter(torch.empty(T))
         self.rotary = Rotary(T, width) if config.position == "rope" else None
 
     def rows(self, start, stop):
         """Rows start .. stop - 1 of the masked matrix, (k, stop - start, stop)."""
-        if self.toeplitz:  # row t is [w[t], ..., w[0], 0, ...]: a window that slides over w reversed and padded
+        if self.toeplitz:  # row t is [w[t], ..., w[0], 0, ...]: a window on w reversed and padded
             w = F.pad(self.weight[:, :stop].flip(1), (0, stop - 1))                       # (k, 2 stop - 1)
             return w.unfold(1, stop, 1)[:, :stop - start].flip(1)
         W = self.weight[:, start:stop, :stop]
         return W.tril(start) if self.causal else W
 
     def forward(self, x, cache=None):
-        T, C = x.shape[1:]
+        T, C, k = *x.shape[1:], self.kernel_size
         start = cache.length if cache else 0
         if self.rotary:
             x = self.rotary(x, start)
         if cache:
-            x = cache.append(self, x)                                                     # (B, S, C), S = start + T
-        left = (self.kernel_size - 1) // 2
-        x = F.pad(x, (left, self.kernel_size - 1 - left))                                 # (B, S, C + k - 1)
-        taps = [x[..., j:j + C] for j in range(self.kernel_size)]                         # (B, S, C) each
+            x = cache.append(self, x)                                               # (B, S, C), S = start + T
+        padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
+        taps = [padded[..., j:j + C] for j in range(k)]                                   # (B, S, C) each
+        y = self.bias[start:start + T, None]                                              # (T, 1)
         if self.toeplitz and not cache and T >= FFT_FROM:
-            y = self.multiply_by_fft(taps)
-        else:
-            y = sum(W @ tap for W, tap in zip(self.rows(start, start + T), taps))         # (T, S) @ (B, S, C)
-        return y + self.bias[start:start + T, None]
+            return y + self.multiply_by_fft(taps)
+        for W, tap in zip(self.rows(start, start + T), taps):
+            y = y + W @ tap                                                               # (T, S) @ (B, S, C)
+        return y
 
     def multiply_by_fft(self, taps):
         """The Toeplitz product in O(T log T): taps, k of (B, T, C) -> (B, T, C)."""
@@ -196,77 +196,48 @@ class MaskedConv(nn.Module):
         return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(taps[0])
 
     def flops(self, T):
-        if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals, 2.5 n log2 n each, for each channel
+        if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals a channel, 2.5 n log2 n each
             return (self.kernel_size + 1) * 2.5 * 2 * T * math.log2(2 * T) * self.width
         return 2 * self.kernel_size * T * T * self.width
 
 
-class Expanded(nn.Module):
-    """Two masked convolutions with a GELU between them."""
+class Mixer(nn.Module):
+    """Token mixing by masked convolutions, in the paper's variants: `mixer_heads` heads that each see C/h
+    channels, each the sum of `parallel` paths, each path one convolution, or two with a GELU between them
+    (`expanded`)."""
 
-    def __init__(self, config, width):
+    def __init__(self, config):
         super().__init__()
-        self.conv_in, self.conv_out = MaskedConv(config, width), MaskedConv(config, width)
+        C, h = config.n_embd, config.mixer_heads
+        def path():
+            return nn.ModuleList(MaskedConv(config, C // h) for _ in range(2 if config.expanded else 1))
+        self.heads = nn.ModuleList(nn.ModuleList(path() for _ in range(config.parallel)) for _ in range(h))
+        self.c_in = nn.Linear(C, C, bias=config.bias) if h > 1 else nn.Identity()  # h projections C -> C/h
+        self.c_proj = nn.Linear(C, C, bias=config.bias) if h > 1 else nn.Identity()
 
     def forward(self, x, cache=None):
-        return self.conv_out(F.gelu(self.conv_in(x, cache)), cache)
+        mixed = []
+        for paths, part in zip(self.heads, self.c_in(x).chunk(len(self.heads), dim=-1)):  # part (B, T, C/h)
+            outputs = [path[0](part, cache) for path in paths]
+            if len(paths[0]) > 1:
+                outputs = [path[1](F.gelu(y), cache) for path, y in zip(paths, outputs)]
+            mixed.append(sum(outputs[1:], outputs[0]))
+        return self.c_proj(torch.cat(mixed, dim=-1) if len(mixed) > 1 else mixed[0])                                      # (B, T, C)
 
 
-class Sum(nn.ModuleList):
-    """Modules that read the same input and are added."""
-
-    def forward(self, x, cache=None):
-        return sum(module(x, cache) for module in self)
-
-
-class MultiHead(nn.Module):
-    """Heads of a mixer: project C -> C/h for each of the h heads, mix tokens there, concatenate, project C -> C."""
-
-    def __init__(self, config, heads):
-        super().__init__()
-        self.c_in = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)  # the projections of all heads
-        self.heads = nn.ModuleList(heads)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x, cache=None):
-        parts = self.c_in(x).chunk(len(self.heads), dim=-1)                               # (B, T, C/h) each
-        return self.c_proj(torch.cat([head(part, cache) for head, part in zip(self.heads, parts)], dim=-1))
-
-
-def mixer(config):
-    """The masked convolution in the variant that the config names."""
-    def conv(width):
-        convs = [(Expanded if config.expanded else MaskedConv)(config, width) for _ in range(config.parallel)]
-        return Sum(convs) if config.parallel > 1 else convs[0]
-    heads = [conv(config.n_embd // config.mixer_heads) for _ in range(config.mixer_heads)]
-    return MultiHead(config, heads) if config.mixer_heads > 1 else heads[0]
-
-
-def token_mixing(config):
-    """The one swap point between the architectures: the residual steps of a Block that carry information across
-    tokens. Each is a module (B, T, C) -> (B, T, C) that takes the cache as its second argument."""
-    match config.model_type:
-        case "mixer":
-            return [mixer(config)]
-        case "gpt" | "llama":
-            return [Attention(config)]
-        case "hybrid":
-            return [Attention(config), mixer(config)]
-        case "hybrid_parallel":
-            return [Sum([Attention(config), mixer(config)])]
-
-
-def build_norm(config):
-    match config.norm:
-        case "layernorm":
-            return nn.LayerNorm(config.n_embd, bias=config.bias)
-        case "rmsnorm":
-            return nn.RMSNorm(config.n_embd, eps=1e-5)
-    return nn.Identity()
+# The one swap point between the architectures: the residual steps of a Block that carry information across
+# tokens. The modules of one step read the same normed x, and their outputs are added.
+TOKEN_MIXING = {
+    "mixer": [[Mixer]],
+    "gpt": [[Attention]],
+    "llama": [[Attention]],
+    "hybrid": [[Attention], [Mixer]],
+    "hybrid_parallel": [[Attention, Mixer]],
+}
 
 
 class MLP(nn.Module):
-    """Channel mixing: each token by itself, C -> 4C -> C."""
+    """Channel mixing, each token by itself: C -> 4C -> C."""
 
     def __init__(self, config):
         super().__init__()
@@ -280,24 +251,36 @@ class MLP(nn.Module):
         return self.c_proj(h)
 
 
+def build_norm(config):
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, eps=1e-5) if config.norm == "rmsnorm" else nn.Identity()
+
+
 class Block(nn.Module):
-    """Pre-norm residual block: x <- x + mix(norm(x)) for each token mixing step, then x <- x + MLP(norm(x))."""
+    """Pre-norm residual block: x <- x + mix(norm(x)) for each step of token mixing, then x <- x +
+    MLP(norm(x))."""
 
     def __init__(self, config):
         super().__init__()
-        self.mix = nn.ModuleList(token_mixing(config))
-        self.mix_norm = nn.ModuleList(build_norm(config) for _ in self.mix)
+        steps = TOKEN_MIXING[config.model_type]
+        self.mix = nn.ModuleList(nn.ModuleList(module(config) for module in step) for step in steps)
+        self.mix_norm = nn.ModuleList(build_norm(config) for _ in steps)
         self.mlp = MLP(config)
         self.mlp_norm = build_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None):
-        for norm, mix in zip(self.mix_norm, self.mix):
-            x = x + self.dropout(mix(norm(x), cache))
+        for norm, step in zip(self.mix_norm, self.mix):
+            normed = norm(x)                                                              # (B, T, C)
+            for mix in step:
+                x = x + self.dropout(mix(normed, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class LanguageModel(nn.Module):
+    """Token embedding, n_layer Blocks, head. Input (B, T) with T <= block_size."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -313,35 +296,40 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """All initialisation."""
-        config = self.config
+        """All initialisation.
+
+        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch
+        itself) and in the convolution (n = T tokens times k taps). init="normal", as in its transformers:
+        N(0, 0.02). There the residual stream starts as quiet as the embedding, and a convolution at
+        1/sqrt(n), a sum over all tokens, would drown it. With N(0, 0.02 / sqrt(n)) it is no louder than a
+        token, and a hybrid learns at once.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Linear) and config.init == "normal":  # else: PyTorch's own, U(+-1/sqrt(fan_in))
+            if isinstance(module, nn.Linear) and self.config.init == "normal":
                 module.weight.normal_(0, 0.02)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, MaskedConv):
-                if config.init == "normal":
-                    module.weight.normal_(0, 0.02)
+                scale = 1 / math.sqrt(self.config.block_size * self.config.kernel_size)
+                if self.config.init == "normal":
+                    module.weight.normal_(0, 0.02 * scale)
                     module.bias.zero_()
-                else:  # as nn.Conv1d(T, T, k) does
-                    bound = 1 / math.sqrt(config.block_size * config.kernel_size)
-                    module.weight.uniform_(-bound, bound)
-                    module.bias.uniform_(-bound, bound)
-                if config.causal and not config.toeplitz:
-                    module.weight.tril_()  # masked entries get no gradient: 0 now is 0 for ever, also in checkpoints
+                else:
+                    module.weight.uniform_(-scale, scale)
+                    module.bias.uniform_(-scale, scale)
+                if module.causal and not module.toeplitz:
+                    module.weight.tril_()  # without a gradient, what is 0 now stays 0, also in checkpoints
             elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0, config.embd_std)
-
-    # the pieces of forward, for inversion and retrieval
+                module.weight.normal_(0, self.config.embd_std)
 
     def embed(self, idx):
         """Token ids (B, T) -> their embeddings, without position, (B, T, C)."""
         return self.wte(idx)
 
     def run_blocks(self, x, n_layer=None, cache=None):
-        """Embeddings (B, T, C) through position and the first n_layer blocks (all if None) -> (B, T, C), before the
-        final norm. With a cache, x are the tokens that follow those in it. Raises ValueError past block_size."""
+        """Embeddings (B, T, C) through position and the first n_layer blocks (all if None) -> (B, T, C),
+        before the final norm. With a cache, x are the tokens that follow those in it. Raises ValueError past
+        block_size."""
         start = cache.length if cache else 0
         stop = start + x.size(1)
         if stop > self.config.block_size:
@@ -360,89 +348,34 @@ class LanguageModel(nn.Module):
         return self.lm_head(self.final_norm(x))
 
     def forward(self, idx, targets=None, return_logits=True):
-        """idx, targets (B, T) int64 -> logits (B, T, V), and the mean cross-entropy in nats (None without targets).
-        A target of -1 is not counted. return_logits=False gives None for the logits: they are most of the memory of
-        a training step, and torch.compile need not keep what is not returned."""
-        logits = self.head(self.run_blocks(self.embed(idx)))                              # (B, T, V)
-        loss = None
+        """idx, targets (B, T) int64 -> logits (B, T, V) and the mean cross-entropy in nats, None without
+        targets. A target of -1 is not counted. return_logits=False gives None for the logits: much memory
+        need not be kept."""
+        logits, loss = self.head(self.run_blocks(self.embed(idx))), None                  # (B, T, V)
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         return logits if return_logits else None, loss
 
-    @torch.no_grad()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_token=None,
-                 cached=True):
-        """Continue a batch of prompts; yields after each step a list with one new token id a prompt.
-
-        prompts: B lists of 1 .. block_size ids, of any lengths. An entry is None while a longer prompt is still being
-        read, and after a row has its max_new_tokens or its stop_token (which is yielded). temperature 0 is greedy.
-        top_k keeps the k likeliest tokens, top_p the fewest whose probabilities add up to p.
-
-        The window: a model has no position past block_size. When the window is full, its older half is dropped and
-        the newer half is read again from position 0, so a token costs O(T C) a layer, and one in T/2 a new reading.
-        """
-        config, device = self.config, self.wte.weight.device
-        if not prompts or min(map(len, prompts)) < 1 or max(map(len, prompts)) > config.block_size:
-            raise ValueError(f"a prompt has 1 to block_size = {config.block_size} tokens")
-        generator = torch.Generator(device).manual_seed(seed)
-        idx = torch.tensor([prompt[:min(map(len, prompts))] for prompt in prompts], device=device)  # (B, shortest)
-        cache, unread, step = Cache(config.block_size), idx, idx.size(1)
-        left = [max_new_tokens] * len(prompts)
-        while any(left):
-            if idx.size(1) > config.block_size:
-                idx = idx[:, -max(1, config.block_size // 2):]
-                cache, unread = Cache(config.block_size), idx
-            x = self.run_blocks(self.embed(unread if cached else idx), cache=cache if cached else None)
-            drawn = sample_token(self.head(x[:, -1]), temperature, top_k, top_p, generator).tolist()
-            # a row still inside its prompt takes the prompt's token
-            tokens = [prompt[step] if step < len(prompt) else token for prompt, token in zip(prompts, drawn)]
-            new = [token if step >= len(prompt) and n else None for prompt, token, n in zip(prompts, tokens, left)]
-            yield new
-            left = [n if token is None else 0 if token == stop_token else n - 1 for token, n in zip(new, left)]
-            unread = torch.tensor(tokens, device=device)[:, None]                         # (B, 1)
-            idx, step = torch.cat([idx, unread], dim=1), step + 1
-
     def configure_optimizers(self, weight_decay, learning_rate, betas):
-        """AdamW that decays matrices and embeddings, not biases and norms."""
-        params = [p for p in self.parameters() if p.requires_grad]
+        """AdamW that decays matrices and embeddings, but neither biases nor norms."""
+        params = list(self.parameters())
         groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
                   {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
     def estimate_flops(self, T=None):
-        """Forward FLOPs a token in a window of T tokens (block_size if None), by the shapes of the matmuls: a
-        parameter of a (T, T) matrix works for all C channels, so 6 N would be far off. Training costs 3 times this."""
+        """Forward FLOPs a token in a window of T tokens (block_size if None); training costs 3 times that. By
+        the shapes of the matmuls: a weight of a (T, T) matrix works for all C channels, so 6 N would be far
+        off."""
         T = T or self.config.block_size
         linear = sum(2 * T * m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         mixing = sum(m.flops(T) for m in self.modules() if isinstance(m, (Attention, MaskedConv)))
         return (linear + mixing) / T
 
-    def parameter_table(self):
-        """Text: the parameters by role."""
-        roles = {"token embedding": self.wte, "position embedding": self.wpe, "token mixing": [b.mix for b in self.blocks],
-                 "channel mixing": [b.mlp for b in self.blocks], "head": None if self.config.tie else self.lm_head}
-        counts = {role: sum(p.numel() for p in nn.ModuleList(m if isinstance(m, list) else [m]).parameters())
-                  for role, m in roles.items() if m}
-        total = sum(p.numel() for p in self.parameters())
-        counts |= {"norms": total - sum(counts.values()), "total": total}
-        return "\n".join(f"{role:20}{n:>14,}" for role, n in counts.items() if n)
-
-
-def sample_token(logits, temperature, top_k, top_p, generator):
-    """Logits (B, V) -> one token id a row, (B,)."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
-    if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]                     # (B, 1)
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p:
-        ordered, order = logits.sort(descending=True)
-        p = ordered.softmax(dim=-1)
-        ordered = ordered.masked_fill(p.cumsum(dim=-1) - p >= top_p, -math.inf)  # what comes before it is enough
-        logits = logits.scatter(1, order, ordered)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
-
-
-def config_dict(config):
-    return asdict(config)
+    def parameter_counts(self):
+        """{role: number of parameters}: wte, wpe, mix, mix_norm, mlp, mlp_norm, final_norm, lm_head."""
+        counts = Counter()
+        for name, p in self.named_parameters():  # wte.weight, blocks.0.mlp.c_fc.weight, ...
+            parts = name.split(".")
+            counts[parts[2] if parts[0] == "blocks" else parts[0]] += p.numel()
+        return dict(counts)

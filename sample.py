@@ -3,10 +3,11 @@ Sample text from a trained model, token by token as it comes.
 
     python sample.py --out_dir=out/mixer_tiny --start="def " --num_samples=3
     python sample.py --out_dir=out/mixer_tiny --start=FILE:prompt.txt --temperature=0
-
-The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention alike keep a cache, so a new
-token costs one row of work in each layer (Cache in model.py); how the window slides is said at LanguageModel.generate.
+ The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention alike keep a cache,
+so a new token costs one row of work in each layer (Cache in model.py); how the window slides is said at
+`generate`.
 """
+import math
 import os
 import sys
 import time
@@ -15,11 +16,12 @@ import torch
 
 from common import autocast, choose_device, choose_dtype, fail, load_model, stream_text
 from configurator import configure
+from model import Cache
 
 # defaults: change them by --key=value
 out_dir = "out/mixer_tiny"  # folder of the run
 checkpoint = "ckpt.pt"      # which of its checkpoints: ckpt.pt (the last) or best.pt
-start = ""                  # prompt; FILE:path reads it from a file; without one, the text begins after an end of text
+start = ""         # prompt; FILE:path reads it from a file; without one, the text begins after an end of text
 num_samples = 3             # samples, one after the other
 max_new_tokens = 300        # tokens of each, fewer if the model ends its text
 temperature = 0.8           # 0 is greedy, 1 is the model's own distribution
@@ -30,6 +32,59 @@ device = "auto"             # auto | cpu | cuda | cuda:1 | mps
 dtype = "float32"           # auto | float32 | bfloat16 | float16
 compile = False             # torch.compile: slow to start, worth it for long samples
 # end of defaults
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0,
+             stop_token=None, cached=True):
+    """Continue a batch of prompts; yields after each step a list with the new token id of each prompt.
+
+    prompts: B lists of 1 to block_size ids, of any lengths. An entry is None while its prompt is still being
+    read (longer ones take more steps) and after its row has ended: by max_new_tokens, or with stop_token.
+    temperature 0 is greedy; top_k keeps the k likeliest tokens, top_p the fewest that add up to p.
+    cached=False computes the whole window for each token, with the same result.
+
+    The window: there is no position past block_size. When all are taken, the older half of the tokens is
+    dropped and the newer half read again from position 0. So a token costs O(T C) a layer, and one in T/2 a
+    new reading.
+    """
+    block_size, device = model.config.block_size, model.wte.weight.device
+    lengths = [len(prompt) for prompt in prompts] or [0]
+    if min(lengths) < 1 or max(lengths) > block_size:
+        raise ValueError(f"a prompt has 1 to block_size = {block_size} tokens")
+    generator = torch.Generator(device).manual_seed(seed)
+    idx = torch.tensor([prompt[:min(lengths)] for prompt in prompts], device=device)  # (B, step)
+    cache, unread, step, left = Cache(block_size), idx, min(lengths), [max_new_tokens] * len(prompts)
+    while any(left):
+        if idx.size(1) > block_size:
+            idx = idx[:, -max(1, block_size // 2):]
+            cache, unread = Cache(block_size), idx
+        x = model.run_blocks(model.embed(unread if cached else idx), cache=cache if cached else None)
+        drawn = sample_token(model.head(x[:, -1]), temperature, top_k, top_p, generator).tolist()
+        # a row that is still inside its prompt takes the prompt's token
+        tokens = [prompt[step] if step < len(prompt) else token for prompt, token in zip(prompts, drawn)]
+        new = [token if step >= n and more else None for token, n, more in zip(tokens, lengths, left)]
+        yield new
+        left = [n if t is None else 0 if t == stop_token else n - 1 for t, n in zip(new, left)]
+        unread = torch.tensor(tokens, device=device)[:, None]                         # (B, 1)
+        idx, step = torch.cat([idx, unread], dim=1), step + 1
+
+
+def sample_token(logits, temperature, top_k, top_p, generator):
+    """Logits (B, V) -> one token id a row, (B,)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.float() / temperature
+    if top_k:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]                     # (B, 1)
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p and top_p < 1:
+        ordered, order = logits.sort(descending=True)                                     # (B, V)
+        p = ordered.softmax(dim=-1)
+        ordered = ordered.masked_fill(p.cumsum(dim=-1) - p >= top_p, -math.inf)  # those before it are enough
+        logits = logits.scatter(1, order, ordered)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
 
 if __name__ == "__main__":
     globals().update(configure(sys.argv[1:], __file__))
@@ -53,14 +108,13 @@ if __name__ == "__main__":
     end_of_text = state["meta"]["eot_id"]
     prompt = tokenizer.encode_ordinary(start) or [end_of_text]
     if len(prompt) > model.config.block_size:
-        fail(f"the prompt has {len(prompt)} tokens, but the model's window is {model.config.block_size}: shorten --start")
+        fail(f"the prompt has {len(prompt)} tokens, the window only {model.config.block_size}: shorten --start")
     if compile:
         model.run_blocks = torch.compile(model.run_blocks, dynamic=True)
 
     count, clock = 0, time.perf_counter()
     for n in range(num_samples):
-        tokens = model.generate([prompt], max_new_tokens, temperature, top_k, top_p if top_p < 1 else None, seed + n,
-                                stop_token=end_of_text)
+        tokens = generate(model, [prompt], max_new_tokens, temperature, top_k, top_p, seed + n, end_of_text)
         print(start, end="", flush=True)
         with autocast(device, dtype):
             for piece in stream_text(tokenizer, (token for token, in tokens)):

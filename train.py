@@ -1,10 +1,10 @@
 """
 Train a language model: on a laptop, a GPU, or many (arXiv 2409.01482, sections 2 and 4).
 
-    python train.py config/mixer_tiny.py                              # two cores, minutes
-    python train.py config/mixer_tiny.py --model_type=llama           # any key below or in model.py's ModelConfig
-    python train.py config/mixer_tiny.py --init_from=resume           # go on where it stopped, exactly
-    torchrun --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
+    python train.py config/mixer_tiny.py                              # two cores, minutes python train.py
+    config/mixer_tiny.py --model_type=llama           # any key below or in model.py's ModelConfig python
+    train.py config/mixer_tiny.py --init_from=resume           # go on where it stopped, exactly torchrun
+    --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
 
 Writes into out_dir: ckpt.pt (the last), best.pt (lowest validation loss), log.csv, config.json and loss.png.
 """
@@ -27,11 +27,12 @@ from common import (autocast, build_tokenizer, choose_device, choose_dtype, fail
                     load_tokens, measure_peak_flops, plot_log, replacing, stream_text, training_windows, validation_windows)
 from configurator import configure
 from model import LanguageModel, ModelConfig
+from sample import generate
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out"                   # folder of the run
 eval_interval = 500               # iterations between evaluations, each followed by a checkpoint
-eval_iters = 20                   # an evaluation reads eval_iters * 32 windows: the same ones, whatever batch_size is
+eval_iters = 20           # an evaluation reads eval_iters * 32 windows: the same ones, whatever batch_size is
 log_interval = 10                 # iterations between lines of the log
 init_from = "scratch"             # scratch | resume | path of a checkpoint whose weights are the start
 dataset = "python"                # folder in data_dir, made by prepare.py
@@ -40,7 +41,7 @@ batch_size = 32                   # B: windows of block_size tokens in a forward
 gradient_accumulation_steps = 1   # forward passes an iteration, over all processes
 max_iters = 100_000               # the run ends when the first of the three budgets is used up
 max_tokens = 0                    # tokens to train on; 0: no limit
-max_seconds = 0.0                 # seconds of training, without compilation, evaluation and saving; 0: no limit
+max_seconds = 0.0               # seconds of training, without compilation, evaluation and saving; 0: no limit
 learning_rate = 5e-4              # peak of the schedule
 weight_decay = 0.1                # of matrices and embeddings
 beta1 = 0.9                       # AdamW
@@ -49,11 +50,11 @@ grad_clip = 1.0                   # largest norm of the gradient; 0.0: no clippi
 decay_lr = True                   # False keeps learning_rate after the warm-up
 schedule = "cosine"               # cosine | linear, from learning_rate down to min_lr
 warmup_iters = 500                # iterations of linear rise to learning_rate
-lr_decay_iters = 0                # iteration at which min_lr is reached; 0: the end of the budget, whichever it is
+lr_decay_iters = 0           # iteration at which min_lr is reached; 0: the end of the budget, whichever it is
 min_lr = 0.0                      # learning rate at the end
 device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 dtype = "auto"                    # auto | float32 | bfloat16 | float16, of the matmuls; weights are float32
-compile = True                    # torch.compile; where that does not work, a line says so and the run goes on
+compile = True                   # torch.compile; where that does not work, a line says so and the run goes on
 backend = "auto"                  # of torchrun: auto | nccl | gloo
 seed = 1337                       # of initial weights, order of the data and dropout
 sample_tokens = 200               # tokens of sample text printed at the end
@@ -70,7 +71,7 @@ for key in "eval_interval", "eval_iters", "log_interval", "batch_size", "gradien
 if schedule not in ("cosine", "linear"):
     fail(f"schedule must be cosine or linear; got {schedule!r}")
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # processes and device; torchrun sets RANK, LOCAL_RANK and WORLD_SIZE
 
 rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -100,7 +101,7 @@ def across_ranks(values, op=dist.ReduceOp.SUM):
     return values.tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # data
 
 folder = os.path.join(data_dir, dataset)
@@ -120,7 +121,7 @@ for split in data:
              "use more text or a smaller --block_size")
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # model and optimizer: new, or as a checkpoint left them
 
 try:
@@ -134,7 +135,8 @@ optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, 
 scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 ckpt_path, log_path = os.path.join(out_dir, "ckpt.pt"), os.path.join(out_dir, "log.csv")
-# the state of the run; position is where the data order stands, loss_sum and loss_count make the next line's mean
+# the state of the run; position is where the data order stands, loss_sum and loss_count make the next line's
+# mean
 state = dict(iter=0, tokens=0, seconds=0.0, position=(0, 0), best_val_loss=math.inf, loss_sum=0.0, loss_count=0)
 if init_from != "scratch":
     path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
@@ -153,7 +155,7 @@ if init_from != "scratch":
     del checkpoint  # or its copy of the weights stays in memory
 start_iter = state["iter"]
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # log
 
 COLUMNS = ["iter", "tokens", "seconds", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tok_per_sec", "mfu"]
@@ -193,13 +195,13 @@ say(raw_model.parameter_table())
 say(f"{model_config.model_type} on {device}, {str(dtype).removeprefix('torch.')}: {flops_per_token / 1e6:.1f} MFLOP and "
     f"{tokens_per_iter:,} tokens an iteration; peak of a matmul here {peak_flops / 1e12:.2f} TFLOP/s")
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # one optimizer step, evaluation, saving
 
 def train_step(position, lr, update=True):
-    """One iteration from `position` on: returns the position after it, the mean loss and the gradient's norm (tensors:
-    nothing here waits for the device). Every process takes its share of the same windows, so that the order of the data
-    does not depend on how many there are."""
+    """One iteration from `position` on: returns the position after it, the mean loss and the gradient's norm
+    (tensors: nothing here waits for the device). Every process takes its share of the same windows, so that
+    the order of the data does not depend on how many there are."""
     starts, position = training_windows(len(data["train"]), block_size, seed, position,
                                         gradient_accumulation_steps * batch_size)
     micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
@@ -249,7 +251,8 @@ def save(name):
 
 
 def learning_rate_at(progress):
-    """Warm-up, then cosine or linear decay to min_lr; progress is the share of the budget that is used, 0 to 1."""
+    """Warm-up, then cosine or linear decay to min_lr; progress is the share of the budget that is used, 0 to
+    1."""
     if state["iter"] < warmup_iters:
         return learning_rate * (state["iter"] + 1) / warmup_iters
     if not decay_lr:
@@ -261,7 +264,7 @@ def learning_rate_at(progress):
     return min_lr + (learning_rate - min_lr) * left
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # compile, outside of the clock: one step whose update is not applied, and one evaluation
 
 def wrap(module):
@@ -280,7 +283,7 @@ if compile:
         optimizer.zero_grad(set_to_none=True)
         model = wrap(raw_model)
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the loop; Ctrl-C and SIGTERM end it after the iteration, with a checkpoint
 
 caught = []
@@ -342,7 +345,7 @@ while True:
     state["iter"] += 1
     state["tokens"] += tokens_per_iter
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the end: the curve and a sample
 
 if master:
@@ -354,7 +357,7 @@ if master:
     elif sample_tokens:
         say(f"a sample (python sample.py --out_dir={out_dir} makes more):\n")
         raw_model.eval()
-        tokens = raw_model.generate([[meta["eot_id"]]], sample_tokens, top_k=200, seed=seed)
+        tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, top_k=200, seed=seed)
         for piece in stream_text(build_tokenizer(meta), (token for token, in tokens)):
             print(piece, end="", flush=True)
         print()

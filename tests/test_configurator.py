@@ -203,7 +203,7 @@ def test_config_file_that_is_no_data_is_refused(line, refused, config_file):
     "(", "(" * 5000 + "1" + ")" * 5000, "-" * 50_000 + "1", "1 + " * 20_000 + "1"])
 def test_hostile_expression_is_refused(value, refused, config_file):
     """What exhausts Python's parser ends in one line as well."""
-    assert "config.py, line" in refused(config_file(f"steps = {value}\n"))
+    assert "config.py" in refused(config_file(f"steps = {value}\n"))
 
 
 def test_config_file_with_a_typo_is_refused(refused, config_file):
@@ -216,7 +216,7 @@ def test_config_file_with_a_typo_is_refused(refused, config_file):
 
 @pytest.mark.parametrize("content, part", [
     (b"\x80\x02}q\x00.", "not a text file"), ("steps = 5\n".encode("utf-16"), "not a text file"),
-    (b"steps = 5\x00", "line 1"), (bytes(range(128)), "line"), (b"# " + b"x" * 200_000, "longer than"),
+    (b"steps = 5\x00", "key = value"), (bytes(range(128)), "line"), (b"# " + b"x" * 200_000, "longer than"),
 ])
 def test_config_file_that_is_no_text_is_refused(content, part, refused, config_file):
     """A checkpoint, a binary or a huge file in the place of a config file: one line."""

@@ -1,14 +1,16 @@
-"""The models: causality, masks, and each layer against an independent reference. Shapes: T != C != B, primes."""
+"""The models: causality, masks, and each layer against an independent reference. Shapes: T != C != B,
+primes."""
 import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_module
-from model import Attention, LanguageModel, MaskedConv, ModelConfig, Rotary
+from model import Attention, LanguageModel, MaskedConv, Mixer, ModelConfig, Rotary
 
 B, T, V = 3, 11, 31
 VARIANTS = {
@@ -24,8 +26,9 @@ VARIANTS = {
     "heads_2": dict(mixer_heads=2),
     "toeplitz": dict(toeplitz=True),
     "toeplitz_kernel_2": dict(toeplitz=True, kernel_size=2),
-    "everything": dict(expanded=True, parallel=2, mixer_heads=2, kernel_size=4, norm="rmsnorm", position="rope",
-                       final_norm=True, mlp="swiglu", bias=False, tie=True, init="normal", embd_std=0.1),
+    "everything": dict(expanded=True, parallel=2, mixer_heads=2, kernel_size=4, norm="rmsnorm",
+                       position="rope", final_norm=True, mlp="swiglu", bias=False, tie=True, init="normal",
+                       embd_std=0.1),
     "mixer_learned_positions": dict(position="learned", norm="none"),
     "gpt_rope": dict(model_type="gpt", position="rope"),
     "llama_without_positions": dict(model_type="llama", position="none"),
@@ -36,7 +39,8 @@ every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIAN
 def build(seed=0, **options):
     """A small model whose every weight is random, so that nothing passes because a weight is zero."""
     torch.manual_seed(seed)
-    model = LanguageModel(ModelConfig(**dict(block_size=13, n_layer=2, n_embd=20, n_head=5, vocab_size=V) | options))
+    sizes = dict(block_size=13, n_layer=2, n_embd=20, n_head=5, vocab_size=V)
+    model = LanguageModel(ModelConfig(**sizes | options))
     for p in model.parameters():
         if p.dim() == 1:
             torch.nn.init.normal_(p, std=0.3)
@@ -83,7 +87,8 @@ def test_a_mixer_without_mask_sees_all_tokens():
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
 def test_masked_convolution_equals_naive_loops(kernel_size):
-    """Conv(x)[t, c] = b[t] + sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2], zero outside."""
+    """Conv(x)[t, c] = b[t] + sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2], zero
+    outside."""
     conv = MaskedConv(build(kernel_size=kernel_size).config, 7)
     torch.nn.init.normal_(conv.weight)  # the masked half too: it must not count
     torch.nn.init.normal_(conv.bias)
@@ -112,7 +117,8 @@ def test_masked_convolution_equals_conv1d_with_a_triangular_weight():
 
 @every_variant
 def test_masked_weights_have_no_gradient_and_stay_zero(options):
-    """Nothing above the diagonal: not at the start, not in the gradient, not after training steps with decay."""
+    """Nothing above the diagonal: not at the start, not in the gradient, not after training steps with
+    decay."""
     model = build(**options)
     convs = [m for m in model.modules() if isinstance(m, MaskedConv) and not m.toeplitz]
     optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95))
@@ -132,7 +138,8 @@ def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
     conv = MaskedConv(build(toeplitz=True, kernel_size=kernel_size).config, 7)
     torch.nn.init.normal_(conv.weight)
     torch.nn.init.zeros_(conv.bias)
-    expected = [[[w[t - s].item() if s <= t else 0.0 for s in range(5)] for t in range(5)] for w in conv.weight]
+    expected = [[[w[t - s].item() if s <= t else 0.0 for s in range(5)] for t in range(5)]
+                for w in conv.weight]
     assert conv.rows(0, 5).tolist() == expected
     x = torch.randn(2, T, 7, requires_grad=True)
     results = []
@@ -160,7 +167,7 @@ def test_a_window_longer_than_block_size_is_an_error(options):
 
 def test_attention_equals_torch_multi_head_attention():
     """Same weights, same result as nn.MultiheadAttention with a causal mask."""
-    ours = build(model_type="gpt").blocks[0].mix[0]
+    ours = build(model_type="gpt").blocks[0].mix[0][0]
     theirs = torch.nn.MultiheadAttention(20, 5, batch_first=True)
     theirs.load_state_dict({"in_proj_weight": ours.c_attn.weight, "in_proj_bias": ours.c_attn.bias,
                             "out_proj.weight": ours.c_proj.weight, "out_proj.bias": ours.c_proj.bias})
@@ -176,20 +183,22 @@ def test_rotary_positions_are_relative_and_keep_lengths():
     products = torch.stack([at(q, m + 7) @ at(k, m) for m in range(40)])
     torch.testing.assert_close(products, products[:1].expand(40), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(at(q, 7) @ at(k, 0), at(q, 8) @ at(k, 0))
-    complex_q = torch.complex(q[:7], q[7:]) * torch.polar(torch.ones(7), 29 / 10000.0 ** (torch.arange(7) / 7))
+    angles = 29 / 10000.0 ** (torch.arange(7) / 7)
+    complex_q = torch.complex(q[:7], q[7:]) * torch.polar(torch.ones(7), angles)
     torch.testing.assert_close(at(q, 29), torch.cat([complex_q.real, complex_q.imag]), rtol=1e-4, atol=1e-4)
 
 
 def test_hybrids_combine_the_two_mixers_as_the_paper_says():
-    """Sequential: attention, then convolution, each a residual step; parallel: both read the same normed x."""
+    """Sequential: attention, then convolution, each a residual step; parallel: both read the same normed
+    x."""
     x = torch.randn(B, T, 20)
     block = build(model_type="hybrid").blocks[0]
-    y = x + block.mix[0](block.mix_norm[0](x))
-    y = y + block.mix[1](block.mix_norm[1](y))
+    y = x + block.mix[0][0](block.mix_norm[0](x))
+    y = y + block.mix[1][0](block.mix_norm[1](y))
     torch.testing.assert_close(block(x), y + block.mlp(block.mlp_norm(y)))
     block = build(model_type="hybrid_parallel").blocks[0]
     (attention, conv), normed = block.mix[0], block.mix_norm[0](x)
-    assert isinstance(attention, Attention) and isinstance(conv, MaskedConv)
+    assert isinstance(attention, Attention) and isinstance(conv, Mixer)
     y = x + attention(normed) + conv(normed)
     torch.testing.assert_close(block(x), y + block.mlp(block.mlp_norm(y)))
 
@@ -213,13 +222,14 @@ def test_initialisation_is_the_one_that_the_config_names():
     big = dict(block_size=64, n_embd=128, n_head=4, n_layer=1, vocab_size=4096)
     model = LanguageModel(ModelConfig(**big))
     assert model.wte.weight.std().item() == pytest.approx(1.0, rel=0.02)
-    conv = model.blocks[0].mix[0]
+    conv = model.blocks[0].mix[0][0].heads[0][0][0]
     lower = conv.weight[0][torch.ones(64, 64).tril().bool()]
     assert lower.abs().max() <= 1 / 8 and lower.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.05)
     model = LanguageModel(ModelConfig(model_type="llama", **big))
     assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.blocks[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert LanguageModel(ModelConfig(**big, embd_std=0.3)).wte.weight.std().item() == pytest.approx(0.3, rel=0.02)
+    model = LanguageModel(ModelConfig(**big, embd_std=0.3))
+    assert model.wte.weight.std().item() == pytest.approx(0.3, rel=0.02)
 
 
 @every_variant
@@ -252,63 +262,12 @@ def test_every_variant_overfits_one_batch(options):
     assert loss.item() < 0.3
 
 
-@every_variant
-def test_cached_generation_equals_uncached(options):
-    """Token for token: greedy and seeded, prompts of different lengths, and past block_size."""
-    model = build(**options)
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
-    for settings in dict(temperature=0.0), dict(temperature=1.5, top_k=17, top_p=0.9, seed=5):
-        cached = list(model.generate(prompts, 25, **settings))
-        assert cached == list(model.generate(prompts, 25, cached=False, **settings))
-    for row, prompt in enumerate(prompts):  # a prompt's text does not depend on the others in the batch
-        alone = [token for token, in model.generate([prompt], 25, temperature=0.0)]
-        together = [tokens[row] for tokens in model.generate(prompts, 25, temperature=0.0)]
-        assert alone == [token for token in together if token is not None]
-        assert len(alone) == 25
-
-
-def test_greedy_generation_follows_the_window_rule():
-    """The next token is the argmax over all tokens so far; when they fill block_size the older half goes."""
-    model, window, text = build(), [1, 2, 3], []
-    for _ in range(40):
-        if len(window) > 13:
-            window = window[-6:]
-        text.append(model(torch.tensor([window]))[0][0, -1].argmax().item())
-        window.append(text[-1])
-    assert [token for token, in model.generate([[1, 2, 3]], 40, temperature=0.0)] == text
-
-
-def test_generation_stops_at_the_stop_token_row_by_row():
-    """The stop token is the last of its row; other rows go on."""
-    model = build()
-    full = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3)))
-    stop = full[0][4]
-    rows = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3, stop_token=stop)))
-    for row, all_tokens in zip(rows, full):
-        n = all_tokens.index(stop) + 1 if stop in all_tokens else 20
-        assert [token for token in row if token is not None] == list(all_tokens[:n])
-
-
-def test_top_k_and_top_p_keep_the_likeliest_tokens():
-    """Drawn tokens lie in the set that each rule keeps, and all of that set is drawn."""
-    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(2000, 4)
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda **kw: model_module.sample_token(logits, **dict(temperature=1.0, top_k=None, top_p=None) | kw,  # noqa: E731
-                                                  generator=generator)
-    assert set(draw().tolist()) == {0, 1, 2, 3}
-    assert set(draw(top_k=2).tolist()) == {1, 3}
-    assert set(draw(top_p=0.69).tolist()) == {1, 3}
-    assert set(draw(top_p=0.71).tolist()) == {1, 2, 3}
-    assert set(draw(top_p=0.01).tolist()) == {1}
-    share = draw(temperature=0.5).eq(1).float().mean().item()
-    assert share == pytest.approx(0.16 / 0.30, abs=0.05)
-
-
 @pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["llama"], VARIANTS["kernel_4"]])
 def test_flops_equal_those_that_torch_counts(options):
     """By matmul shapes, against torch's own counter, at T != C."""
     model = build(**options)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+    # the counter does not know fused attention
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(random_tokens(1, 7))
     assert model.estimate_flops(7) * 7 == counter.get_total_flops()
 
@@ -323,15 +282,15 @@ def test_weight_decay_is_for_matrices_only():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(model_type="mixr"), "model_type must be one of mixer"),
+    (dict(model_type="mixr"), "model_type must be mixer"),
     (dict(model_type="gpt", n_embd=21), "not divisible by n_head"),
     (dict(mixer_heads=3), "not divisible by mixer_heads"),
     (dict(kernel_size=0), "kernel_size must be an int of 1 or more"),
-    (dict(norm="batchnorm"), "norm must be one of layernorm"),
+    (dict(norm="batchnorm"), "norm must be layernorm"),
     (dict(dropout=1.0), "dropout must be in"),
     (dict(embd_std=-1.0), "embd_std must be a positive number"),
-    (dict(bias="maybe"), "bias must be one of True, False"),
-    (dict(model_type="llama", n_embd=15), "must be even"),
+    (dict(bias="maybe"), "bias must be True or False"),
+    (dict(model_type="llama", n_embd=15), "even widths"),
     (dict(toeplitz=True, causal=False), "toeplitz"),
 ])
 def test_a_config_that_makes_no_model_is_refused(options, message):
@@ -342,10 +301,11 @@ def test_a_config_that_makes_no_model_is_refused(options, message):
 
 @pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["hybrid"], VARIANTS["everything"]])
 def test_compiled_graph_is_whole(options):
-    """torch.compile sees one graph without breaks, and one compilation serves further batches of the same shape."""
+    """torch.compile sees one graph without breaks, and one compilation serves further batches of the same
+    shape."""
     torch._dynamo.reset()
     model, idx = build(**options).train(), random_tokens()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for shift in range(3):
         with torch.autocast("cpu", torch.bfloat16):

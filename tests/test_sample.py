@@ -1,0 +1,60 @@
+"""Sampling: the cache changes nothing, the window rule, the stop token, top-k and top-p."""
+import pytest
+import torch
+from test_model import build, every_variant
+
+from sample import generate, sample_token
+
+
+@every_variant
+def test_cached_generation_equals_uncached(options):
+    """Token for token: greedy and seeded, prompts of different lengths, and past block_size."""
+    model = build(**options)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+    for settings in dict(temperature=0.0), dict(temperature=1.5, top_k=17, top_p=0.9, seed=5):
+        cached = list(generate(model, prompts, 25, **settings))
+        assert cached == list(generate(model, prompts, 25, cached=False, **settings))
+    for row, prompt in enumerate(prompts):  # a prompt's text does not depend on the others in the batch
+        alone = [token for token, in generate(model, [prompt], 25, temperature=0.0)]
+        together = [tokens[row] for tokens in generate(model, prompts, 25, temperature=0.0)]
+        assert alone == [token for token in together if token is not None]
+        assert len(alone) == 25
+
+
+def test_greedy_generation_follows_the_window_rule():
+    """The next token is the argmax over all tokens so far; when they fill block_size the older half goes."""
+    model, window, text = build(), [1, 2, 3], []
+    for _ in range(40):
+        if len(window) > 13:
+            window = window[-6:]
+        text.append(model(torch.tensor([window]))[0][0, -1].argmax().item())
+        window.append(text[-1])
+    assert [token for token, in generate(model, [[1, 2, 3]], 40, temperature=0.0)] == text
+
+
+def test_generation_stops_at_the_stop_token_row_by_row():
+    """The stop token is the last of its row; other rows go on."""
+    model = build()
+    full = list(zip(*generate(model, [[1], [2]], 20, temperature=1.0, seed=3)))
+    stop = full[0][4]
+    rows = list(zip(*generate(model, [[1], [2]], 20, temperature=1.0, seed=3, stop_token=stop)))
+    for row, all_tokens in zip(rows, full):
+        n = all_tokens.index(stop) + 1 if stop in all_tokens else 20
+        assert [token for token in row if token is not None] == list(all_tokens[:n])
+
+
+def test_top_k_and_top_p_keep_the_likeliest_tokens():
+    """Drawn tokens lie in the set that each rule keeps, and all of that set is drawn."""
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(2000, 4)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(temperature=1.0, top_k=None, top_p=None):
+        return sample_token(logits, temperature, top_k, top_p, generator)
+
+    assert set(draw().tolist()) == {0, 1, 2, 3}
+    assert set(draw(top_k=2).tolist()) == {1, 3}
+    assert set(draw(top_p=0.69).tolist()) == {1, 3}
+    assert set(draw(top_p=0.71).tolist()) == {1, 2, 3}
+    assert set(draw(top_p=0.01).tolist()) == {1}
+    share = draw(temperature=0.5).eq(1).float().mean().item()
+    assert share == pytest.approx(0.16 / 0.30, abs=0.05)
