@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
-MAX_CHARS = 100_000  # of a file: nobody writes a longer one, and it bounds the time that a hostile one can take
+MAX_CHARS = 100_000  # of a file: nobody writes a longer one, and a hostile one can take no more time
 MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # what such text can raise
 
 
@@ -119,12 +119,14 @@ def configure(argv, *sources):
     for argument in argv:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
-            given.append((f"--{key}", key, parse_argument(text, defaults[key].types if key in defaults else [])))
+            types = defaults[key].types if key in defaults else []
+            given.append((f"--{key}", key, parse_argument(text, types)))
         elif argument.startswith("-"):
             fail(f"{argument}: write --key=value; --help lists the keys")
         else:
             try:
-                given += [(f"{argument}: {k}", k, setting.value) for k, setting in read_settings(argument).items()]
+                given += [(f"{argument}: {key}", key, setting.value)
+                          for key, setting in read_settings(argument).items()]
             except UnicodeDecodeError:
                 fail(f"{argument}: not a text file in UTF-8")
             except ValueError as e:

@@ -222,7 +222,7 @@ class Mixer(nn.Module):
             if len(paths[0]) > 1:
                 outputs = [path[1](F.gelu(y), cache) for path, y in zip(paths, outputs)]
             mixed.append(sum(outputs[1:], outputs[0]))
-        return self.c_proj(torch.cat(mixed, dim=-1) if len(mixed) > 1 else mixed[0])                                      # (B, T, C)
+        return self.c_proj(torch.cat(mixed, dim=-1) if len(mixed) > 1 else mixed[0])      # (B, T, C)
 
 
 # The one swap point between the architectures: the residual steps of a Block that carry information across

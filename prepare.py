@@ -34,8 +34,8 @@ import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-from common import END_OF_TEXT, build_tokenizer
 from configurator import configure, fail
+from dataset import END_OF_TEXT, build_tokenizer
 
 # defaults: change one with --key=value
 dataset = "python"                  # python, tinystories, fineweb_edu, finemath; with --input, any name

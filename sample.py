@@ -14,8 +14,9 @@ import time
 
 import torch
 
-from common import autocast, choose_device, choose_dtype, fail, load_model, stream_text
-from configurator import configure
+from common import autocast, choose_device, choose_dtype, load_model
+from configurator import configure, fail
+from dataset import stream_text
 from model import Cache
 
 # defaults: change them by --key=value
@@ -108,7 +109,7 @@ if __name__ == "__main__":
     end_of_text = state["meta"]["eot_id"]
     prompt = tokenizer.encode_ordinary(start) or [end_of_text]
     if len(prompt) > model.config.block_size:
-        fail(f"the prompt has {len(prompt)} tokens, the window only {model.config.block_size}: shorten --start")
+        fail(f"the prompt has {len(prompt)} tokens, the window {model.config.block_size}: shorten --start")
     if compile:
         model.run_blocks = torch.compile(model.run_blocks, dynamic=True)
 

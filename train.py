@@ -16,16 +16,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, fields
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (autocast, build_tokenizer, choose_device, choose_dtype, fail, get_batch, load_checkpoint, load_meta,
-                    load_tokens, measure_peak_flops, plot_log, replacing, stream_text, training_windows, validation_windows)
-from configurator import configure
+from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops, plot_log,
+                    replacing)
+from configurator import configure, fail
+from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, stream_text, training_windows,
+                     validation_windows)
 from model import LanguageModel, ModelConfig
 from sample import generate
 
@@ -39,7 +41,7 @@ dataset = "python"                # folder in data_dir, made by prepare.py
 data_dir = "data"                 # where datasets are
 batch_size = 32                   # B: windows of block_size tokens in a forward pass
 gradient_accumulation_steps = 1   # forward passes an iteration, over all processes
-max_iters = 100_000               # the run ends when the first of the three budgets is used up
+max_iters = 100_000               # the run ends when the first of three budgets is used up; 0: no limit
 max_tokens = 0                    # tokens to train on; 0: no limit
 max_seconds = 0.0               # seconds of training, without compilation, evaluation and saving; 0: no limit
 learning_rate = 5e-4              # peak of the schedule
@@ -65,9 +67,13 @@ wandb_run_name = "run"            # its run name
 here = os.path.dirname(os.path.abspath(__file__))
 config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
 globals().update(config)
-for key in "eval_interval", "eval_iters", "log_interval", "batch_size", "gradient_accumulation_steps", "max_iters":
+for key in "eval_interval", "eval_iters", "log_interval", "batch_size", "gradient_accumulation_steps":
     if config[key] < 1:
         fail(f"{key} must be 1 or more; got {config[key]}")
+if min(max_iters, max_tokens, max_seconds) < 0 or not max(max_iters, max_tokens, max_seconds):
+    fail("give the run a budget: max_iters, max_tokens or max_seconds above 0, and none below")
+if not 0 < learning_rate < math.inf:
+    fail(f"learning_rate must be a positive number; got {learning_rate}")
 if schedule not in ("cosine", "linear"):
     fail(f"schedule must be cosine or linear; got {schedule!r}")
 
@@ -76,24 +82,27 @@ if schedule not in ("cosine", "linear"):
 
 rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 ddp, master = world_size > 1, rank == 0
-device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if ddp and torch.cuda.is_available() else device)
+if ddp and device in ("auto", "cuda") and torch.cuda.is_available():
+    device = f"cuda:{os.environ['LOCAL_RANK']}"
+device = choose_device(device)
 dtype = choose_dtype(dtype, device)
+dtype_name = str(dtype).removeprefix("torch.")
 if device.type == "cuda":
     torch.cuda.set_device(device)
+if gradient_accumulation_steps % world_size:
+    fail(f"gradient_accumulation_steps {gradient_accumulation_steps} is no multiple of {world_size} ranks")
 if ddp:
     dist.init_process_group(("nccl" if device.type == "cuda" else "gloo") if backend == "auto" else backend)
-    if gradient_accumulation_steps % world_size:
-        fail(f"gradient_accumulation_steps {gradient_accumulation_steps} must be a multiple of {world_size} processes")
 torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on CUDA
 
 
-def say(*message):
+def say(message):
     if master:
-        print(*message, flush=True)
+        print(message, flush=True)
 
 
 def across_ranks(values, op=dist.ReduceOp.SUM):
-    """Floats reduced over all processes, so that all decide alike."""
+    """Floats reduced over all processes, so that all of them decide alike."""
     if not ddp:
         return values
     values = torch.tensor(values, dtype=torch.float64, device=device)
@@ -107,44 +116,46 @@ def across_ranks(values, op=dist.ReduceOp.SUM):
 folder = os.path.join(data_dir, dataset)
 if dataset == "python" and master and not os.path.exists(os.path.join(folder, "meta.json")):
     say(f"{folder} is missing: preparing it from the Python source on this machine")
-    command = [sys.executable, os.path.join(here, "prepare.py"), "--dataset=python", f"--data_dir={data_dir}"]
-    if status := subprocess.run(command).returncode:
+    prepare = [sys.executable, os.path.join(here, "prepare.py"), "--dataset=python", f"--data_dir={data_dir}"]
+    if status := subprocess.run(prepare).returncode:
         raise SystemExit(status)  # prepare.py has said why
 if ddp:
     dist.barrier()
 meta = load_meta(folder)
 data = {split: load_tokens(folder, split, meta) for split in ("train", "val")}
 block_size, vocab_size = config["block_size"], meta["vocab_size"]
-for split in data:
-    if len(data[split]) <= 2 * block_size:
-        fail(f"{folder}/{split}.bin has {len(data[split])} tokens, too few for windows of block_size {block_size}: "
-             "use more text or a smaller --block_size")
+for split, tokens in data.items():
+    if len(tokens) <= 2 * block_size:
+        fail(f"{folder}/{split}.bin has {len(tokens)} tokens, too few for block_size {block_size}: prepare "
+             "more text, or choose a smaller --block_size")
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
 # ------------------------------------------------------------------------------------------------------------
 # model and optimizer: new, or as a checkpoint left them
 
 try:
-    model_config = ModelConfig(**{k: config[k] for k in ModelConfig.__annotations__ if k in config},
+    model_config = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig) if f.name in config},
                                vocab_size=vocab_size)
 except ValueError as e:
-    fail(str(e))
+    fail(e)
 torch.manual_seed(seed)
 raw_model = LanguageModel(model_config).to(device)
 optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2))
 scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
+out_dir = os.path.expanduser(out_dir)
 ckpt_path, log_path = os.path.join(out_dir, "ckpt.pt"), os.path.join(out_dir, "log.csv")
-# the state of the run; position is where the data order stands, loss_sum and loss_count make the next line's
-# mean
-state = dict(iter=0, tokens=0, seconds=0.0, position=(0, 0), best_val_loss=math.inf, loss_sum=0.0, loss_count=0)
+# What changes from one iteration to the next, besides weights and optimizer. position: where the order of the
+# data stands; loss_sum and loss_count: of the iterations since the last line of the log.
+state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
+         "best_val_loss": math.inf}
 if init_from != "scratch":
     path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
     checkpoint = load_checkpoint(path)
     for key, value in asdict(model_config).items():
-        if checkpoint["model_config"][key] != value and key != "dropout":
-            fail(f"{path} was trained with {key}={checkpoint['model_config'][key]}, this run has {key}={value}: "
-                 "give it the same config and dataset")
+        saved = checkpoint["model_config"][key]
+        if saved != value and key != "dropout":
+            fail(f"{path} was trained with {key}={saved}, this run has {value}: use its config and dataset")
     if checkpoint["meta"]["ranks"] != meta["ranks"]:
         fail(f"{path} was trained with another tokenizer than that of {folder}")
     raw_model.load_state_dict(checkpoint["model"])
@@ -154,34 +165,40 @@ if init_from != "scratch":
         state = checkpoint["state"]
     del checkpoint  # or its copy of the weights stays in memory
 start_iter = state["iter"]
+flops_per_token = 3 * raw_model.estimate_flops()  # forward, and twice that backward
+peak_flops = measure_peak_flops(device, dtype) * world_size
+for role, count in raw_model.parameter_counts().items():
+    say(f"{role:12}{count:>12,} parameters")
+say(f"{model_config.model_type} on {device} in {dtype_name}: {flops_per_token / 1e6:.1f} MFLOP a token, "
+    f"{tokens_per_iter:,} tokens an iteration; a large matmul reaches {peak_flops / 1e12:.2f} TFLOP/s here")
 
 # ------------------------------------------------------------------------------------------------------------
-# log
+# log: a line on the terminal and a row in log.csv, of which a resumed run keeps what its checkpoint knows of
 
-COLUMNS = ["iter", "tokens", "seconds", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tok_per_sec", "mfu"]
+COLUMNS = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu".split(",")
 if master:
     try:
         os.makedirs(out_dir, exist_ok=True)
         rows = []
-        if init_from == "resume":  # a killed run may have logged more than it saved
+        if init_from == "resume":
             with open(log_path, encoding="utf-8", newline="") as f:
                 rows = [row for row in csv.DictReader(f) if int(row["iter"]) <= start_iter]
-        elif os.path.exists(ckpt_path):
+        elif os.path.exists(ckpt_path):  # nobody loses a run by starting another
             previous = os.path.join(out_dir, "previous")
             os.makedirs(previous, exist_ok=True)
-            for name in ("ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png"):
-                if os.path.exists(os.path.join(out_dir, name)):
+            for name in "ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png":
+                with suppress(FileNotFoundError):
                     os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
-            say(f"{out_dir} held a run; it is in {previous} now (--init_from=resume would have continued it)")
+            say(f"{out_dir} held a run: moved to {previous} (--init_from=resume would have continued it)")
     except OSError as e:
-        fail(f"cannot write to out_dir {out_dir}: {e.strerror.lower()}")
+        fail(f"cannot use out_dir {out_dir}: {e.strerror.lower()}", status=1)
     with replacing(log_path, "w") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     with replacing(os.path.join(out_dir, "config.json"), "w") as f:
-        json.dump(config | asdict(model_config) | {"device": str(device), "dtype": str(dtype).removeprefix("torch."),
-                                                   "torch": torch.__version__, "processes": world_size}, f, indent=1)
+        used = dict(device=str(device), dtype=dtype_name, processes=world_size, torch=torch.__version__)
+        json.dump(config | asdict(model_config) | used, f, indent=1)
 if wandb_log and master:
     try:
         import wandb
@@ -189,26 +206,40 @@ if wandb_log and master:
         fail("wandb_log needs the package wandb: pip install wandb")
     wandb.init(project=wandb_project, name=wandb_run_name, config=config)
 
-flops_per_token = 3 * raw_model.estimate_flops()  # forward, and twice that backward
-peak_flops = measure_peak_flops(device, dtype) * world_size
-say(raw_model.parameter_table())
-say(f"{model_config.model_type} on {device}, {str(dtype).removeprefix('torch.')}: {flops_per_token / 1e6:.1f} MFLOP and "
-    f"{tokens_per_iter:,} tokens an iteration; peak of a matmul here {peak_flops / 1e12:.2f} TFLOP/s")
+
+def log(row, progress):
+    """row: {column: number}, None where there is no value. Terminal, log.csv and wandb."""
+    val = f"{row['val_loss']:.4f} ({row['val_bpb']:.3f} bits a byte)" if row["val_loss"] else ""
+    eta = row["seconds"] / progress - row["seconds"] if progress else 0
+    train = f"{row['train_loss']:7.4f}" if row["train_loss"] else "      -"
+    say(f"iter {row['iter']:6d} | train {train} | lr {row['lr']:.2e} | "
+        f"norm {row['grad_norm']:6.3f} | {row['tok_per_sec']:9,.0f} tok/s | mfu {100 * row['mfu']:4.1f}% | "
+        f"eta {time.strftime('%H:%M:%S', time.gmtime(eta))}" + (f" | val {val}" if val else ""))
+    if master:
+        try:
+            with open(log_path, "a", encoding="utf-8", newline="") as f:
+                csv.writer(f, lineterminator="\n").writerow(
+                    "" if row[key] is None else f"{row[key]:.7g}" for key in COLUMNS)
+        except OSError as e:
+            fail(f"cannot write {log_path}: {e.strerror.lower()}", status=1)
+    if wandb_log and master:
+        wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
+
 
 # ------------------------------------------------------------------------------------------------------------
 # one optimizer step, evaluation, saving
 
 def train_step(position, lr, update=True):
-    """One iteration from `position` on: returns the position after it, the mean loss and the gradient's norm
-    (tensors: nothing here waits for the device). Every process takes its share of the same windows, so that
-    the order of the data does not depend on how many there are."""
+    """One iteration from `position` on; returns the position after it, the mean loss and the gradient's norm,
+    both tensors: nothing here waits for the device. Every process takes its share of the same windows, so
+    that the order of the data does not depend on how many processes there are."""
     starts, position = training_windows(len(data["train"]), block_size, seed, position,
                                         gradient_accumulation_steps * batch_size)
     micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
     loss_sum = torch.zeros((), device=device)
     for i, micro_batch in enumerate(micro_batches):
         idx, targets = get_batch(data["train"], micro_batch, block_size, device, vocab_size)
-        last = i == len(micro_batches) - 1  # gradients are exchanged once, with the last backward pass
+        last = i == len(micro_batches) - 1  # processes exchange gradients once, in the last backward pass
         with nullcontext() if last or not ddp else model.no_sync():
             with autocast(device, dtype):
                 loss = model(idx, targets, return_logits=False)[1] / len(micro_batches)
@@ -229,116 +260,117 @@ def train_step(position, lr, update=True):
 def evaluate():
     """Mean loss, in nats a token, over the fixed validation windows, shared among the processes."""
     model.eval()
-    starts = validation_windows(len(data["val"]), block_size, 32 * eval_iters)[rank::world_size]
-    total, count = 0.0, 0
+    starts = validation_windows(len(data["val"]), block_size, 32 * eval_iters)[rank::world_size].tolist()
+    total = 0.0
     for i in range(0, len(starts), batch_size):
-        real = starts[i:i + batch_size]
-        idx, targets = get_batch(data["val"], list(real) + [0] * (batch_size - len(real)), block_size, device, vocab_size)
-        targets = targets.clone()
-        targets[len(real):] = -1  # filled up to batch_size, so that nothing is compiled for another shape; not counted
+        batch = starts[i:i + batch_size]
+        filled = batch + [0] * (batch_size - len(batch))  # or the last, smaller batch would be compiled anew
+        idx, targets = get_batch(data["val"], filled, block_size, device, vocab_size)
+        targets = torch.where(torch.arange(batch_size, device=device)[:, None] < len(batch), targets, -1)
         with autocast(device, dtype):
-            total += model(idx, targets, return_logits=False)[1].item() * len(real)
-        count += len(real)
-    total, count = across_ranks([total, count])
+            total += model(idx, targets, return_logits=False)[1].item() * len(batch)
     model.train()
+    total, count = across_ranks([total, len(starts)])
     return total / count
 
 
 def save(name):
     with replacing(os.path.join(out_dir, name)) as f:
-        torch.save({"model": raw_model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                    "state": state, "model_config": asdict(model_config), "config": config, "meta": meta}, f)
+        torch.save({"model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(), "state": state, "model_config": asdict(model_config),
+                    "config": config, "meta": meta}, f)
 
 
-def learning_rate_at(progress):
-    """Warm-up, then cosine or linear decay to min_lr; progress is the share of the budget that is used, 0 to
-    1."""
-    if state["iter"] < warmup_iters:
-        return learning_rate * (state["iter"] + 1) / warmup_iters
+def learning_rate_at(it, progress):
+    """Warm-up, then decay to min_lr; progress is the share of the budget that is used, 0 to 1."""
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / warmup_iters
     if not decay_lr:
         return learning_rate
-    if lr_decay_iters:
-        progress = state["iter"] / lr_decay_iters
-    progress = min(progress, 1.0)
-    left = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
-    return min_lr + (learning_rate - min_lr) * left
+    progress = min(it / lr_decay_iters if lr_decay_iters else progress, 1.0)
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return min_lr + (learning_rate - min_lr) * share
 
 
 # ------------------------------------------------------------------------------------------------------------
-# compile, outside of the clock: one step whose update is not applied, and one evaluation
+# compilation, before the clock starts: one step whose update is not applied, and one evaluation
 
-def wrap(module):
-    return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None) if ddp else module
+def distribute(module):
+    return DistributedDataParallel(module) if ddp else module
 
 
-model = wrap(torch.compile(raw_model) if compile else raw_model)
-start = time.perf_counter()
-if compile:
+model = distribute(torch.compile(raw_model) if compile else raw_model)
+clock = time.perf_counter()
+try:
     try:
         train_step(state["position"], 0.0, update=False)
         evaluate()
-        say(f"compiled in {time.perf_counter() - start:.0f} s")
+        say(f"ready in {time.perf_counter() - clock:.0f} s")
     except Exception as e:  # no C++ compiler, an unsupported platform: torch raises many types here
+        if not compile or isinstance(e, torch.OutOfMemoryError):
+            raise
         say(f"torch.compile does not work here ({type(e).__name__}): going on without it, slower")
         optimizer.zero_grad(set_to_none=True)
-        model = wrap(raw_model)
+        model = distribute(raw_model)
+        train_step(state["position"], 0.0, update=False)
+except torch.OutOfMemoryError:
+    fail("out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor", 1)
 
 # ------------------------------------------------------------------------------------------------------------
-# the loop; Ctrl-C and SIGTERM end it after the iteration, with a checkpoint
+# the loop; Ctrl-C or SIGTERM end it after the iteration, with a checkpoint, and a second one at once
 
 caught = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: (caught.append(number), signal.signal(number, signal.SIG_DFL)))
 
+
+def catch(number, frame):
+    caught.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+
+signal.signal(signal.SIGINT, catch)
+signal.signal(signal.SIGTERM, catch)
 loss_sum, norm, val_loss = torch.tensor(state["loss_sum"], device=device), torch.zeros(()), None
-clock, row_tokens, row_seconds = time.perf_counter(), state["tokens"], state["seconds"]  # since the last row
-seconds_before = state["seconds"]
+clock, row_tokens, row_seconds = time.perf_counter(), state["tokens"], state["seconds"]
 while True:
     it = state["iter"]
-    elapsed, stopped = across_ranks([seconds_before + time.perf_counter() - clock, float(bool(caught))], dist.ReduceOp.MAX)
-    progress = max(it / max_iters, state["tokens"] / max_tokens if max_tokens else 0, elapsed / max_seconds if max_seconds else 0)
-    lr, done = learning_rate_at(progress), progress >= 1 or stopped
-    evaluates = (it % eval_interval == 0 or done) and not (it == start_iter and init_from == "resume" and not done)
+    seconds, stopped = across_ranks([state["seconds"] + time.perf_counter() - clock, float(bool(caught))],
+                                    dist.ReduceOp.MAX)
+    progress = max(used / budget for used, budget in
+                   ((it, max_iters), (state["tokens"], max_tokens), (seconds, max_seconds)) if budget)
+    lr = learning_rate_at(it, progress)
+    done = progress >= 1 or stopped
+    first = it == start_iter and init_from == "resume"  # the log has the checkpoint's own evaluation
+    evaluates = done or it % eval_interval == 0 and not first
 
     if evaluates or it % log_interval == 0 and it > start_iter:
-        state["loss_sum"] = loss_sum.item()  # waits for the device, so the clock is right
-        elapsed = seconds_before + time.perf_counter() - clock
-        train_loss, = across_ranks([state["loss_sum"] / max(1, state["loss_count"]) / world_size])
-        speed = (state["tokens"] - row_tokens) / (elapsed - row_seconds) if state["tokens"] > row_tokens else 0.0
-        if evaluates:
-            val_loss = evaluate()
-        if not math.isfinite(train_loss) or evaluates and not math.isfinite(val_loss):
-            fail(f"the loss is no longer finite at iteration {it}; {out_dir} keeps the last good checkpoint: lower "
-                 "--learning_rate or --grad_clip, or raise --warmup_iters, and resume from there", status=1)
-        row = dict(iter=it, tokens=state["tokens"], seconds=round(elapsed, 3), lr=f"{lr:.4g}",
-                   train_loss=f"{train_loss:.6f}" if state["loss_count"] else "", grad_norm=f"{norm.item():.4g}",
-                   val_loss=f"{val_loss:.6f}" if evaluates else "", tok_per_sec=round(speed),
-                   val_bpb=f"{val_loss / math.log(2) * meta['val']['tokens'] / meta['val']['bytes']:.6f}" if evaluates else "",
-                   mfu=f"{speed * flops_per_token / peak_flops:.4f}")
-        if master:
-            with open(log_path, "a", encoding="utf-8", newline="") as f:
-                csv.DictWriter(f, COLUMNS, lineterminator="\n").writerow(row)
-        eta = time.strftime("%H:%M:%S", time.gmtime(elapsed / progress * (1 - progress))) if 0 < progress < 1 else "-"
-        say(f"iter {it:6d} | train {train_loss:7.4f} | val {val_loss if evaluates else math.nan:7.4f} | lr {lr:.2e} | "
-            f"norm {norm.item():6.3f} | {speed:9,.0f} tok/s | mfu {100 * speed * flops_per_token / peak_flops:4.1f}% | eta {eta}")
-        if wandb_log and master:
-            wandb.log({k: float(v) for k, v in row.items() if v != ""}, step=it)
+        state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
+        state["seconds"] += time.perf_counter() - clock  # stands still while the model is evaluated and saved
+        train_loss, = across_ranks([state["loss_sum"] / world_size])
+        train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
+        val_loss = evaluate() if evaluates else None
+        if not math.isfinite(train_loss or 0) or not math.isfinite(val_loss or 0):
+            fail(f"the loss is not finite at iteration {it}; {out_dir} keeps the last good checkpoint: "
+                 "resume it with a lower --learning_rate, or train anew with a longer --warmup_iters", 1)
+        speed = (state["tokens"] - row_tokens) / max(state["seconds"] - row_seconds, 1e-9)
+        bpb = val_loss / math.log(2) * meta["val"]["tokens"] / meta["val"]["bytes"] if evaluates else None
+        log(dict(iter=it, tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
+                 val_loss=val_loss, val_bpb=bpb, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+                 mfu=speed * flops_per_token / peak_flops), min(progress, 1))
+        row_tokens, row_seconds = state["tokens"], state["seconds"]
         if it % log_interval == 0:
-            state["loss_count"] = 0
-            state["loss_sum"] = 0.0
+            state["loss_sum"], state["loss_count"] = 0.0, 0
             loss_sum.zero_()
-        state["seconds"] = elapsed
-        if evaluates and master:
-            if val_loss < state["best_val_loss"]:
-                state["best_val_loss"] = val_loss
-                save("best.pt")
-            save("ckpt.pt")
-        seconds_before, clock = elapsed, time.perf_counter()
-        row_tokens, row_seconds = state["tokens"], elapsed
+        if evaluates:
+            best = val_loss < state["best_val_loss"]
+            state["best_val_loss"] = min(val_loss, state["best_val_loss"])
+            for name in ["best.pt"] * best + ["ckpt.pt"]:
+                if master:
+                    save(name)
+        clock = time.perf_counter()
     if done:
         break
 
-    torch.manual_seed(seed + 1 + it * world_size + rank)  # dropout depends on the iteration alone: nothing to save
+    torch.manual_seed(seed + 1 + it * world_size + rank)  # of dropout; by iteration: no state to save
     state["position"], loss, norm = train_step(state["position"], lr)
     loss_sum += loss
     state["loss_count"] += 1
@@ -349,13 +381,14 @@ while True:
 # the end: the curve and a sample
 
 if master:
-    say(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens in {state['seconds']:.0f} s of training; "
-        f"validation loss {val_loss:.4f} nats a token; checkpoint in {ckpt_path}")
+    say(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of "
+        f"training; validation loss {val_loss:.4f} nats a token; checkpoint in {ckpt_path}")
     plot_log(log_path, os.path.join(out_dir, "loss.png"))
     if stopped:
-        say(f"stopped by a signal; continue with: python train.py {' '.join(sys.argv[1:])} --init_from=resume")
+        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
+        say(f"stopped by a signal; go on with: python train.py {' '.join(arguments)} --init_from=resume")
     elif sample_tokens:
-        say(f"a sample (python sample.py --out_dir={out_dir} makes more):\n")
+        say(f"a sample (more: python sample.py --out_dir={out_dir}):\n")
         raw_model.eval()
         tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, top_k=200, seed=seed)
         for piece in stream_text(build_tokenizer(meta), (token for token, in tokens)):
@@ -363,3 +396,5 @@ if master:
         print()
 if ddp:
     dist.destroy_process_group()
+if stopped:
+    raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))

@@ -12,8 +12,8 @@ import pytest
 import tiktoken
 
 import prepare as module
-from common import build_tokenizer, load_meta, load_tokens
 from configurator import read_settings
+from dataset import build_tokenizer, load_meta, load_tokens
 from prepare import choose_side, first_mb, make_tokenizer, prepare, read_text, split_documents, split_python
 
 EOT = "<|endoftext|>"

@@ -1,9 +1,13 @@
 """Sampling: the cache changes nothing, the window rule, the stop token, top-k and top-p."""
-import pytest
-import torch
-from test_model import build, every_variant
+import os
 
+import pytest
+import tiktoken
+import torch
+
+from dataset import stream_text
 from sample import generate, sample_token
+from test_model import build, every_variant
 
 
 @every_variant
@@ -58,3 +62,50 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens():
     assert set(draw(top_p=0.01).tolist()) == {1}
     share = draw(temperature=0.5).eq(1).float().mean().item()
     assert share == pytest.approx(0.16 / 0.30, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the script
+
+def test_sample_continues_a_prompt_without_the_data(run):
+    """The tokenizer comes with the checkpoint; a seed gives the same text, another seed another."""
+    run("train.py")
+    os.remove("data")
+    arguments = "--out_dir=out", "--start=3 times", "--num_samples=2", "--max_new_tokens=30"
+    status, out, err = run("sample.py", *arguments)
+    first, second = out.split("\n" + "-" * 80 + "\n")[:2]
+    assert status == 0 and first.startswith("3 times") and second.startswith("3 times") and first != second
+    assert "tokens" in err
+    assert run("sample.py", *arguments)[1] == out
+
+
+def test_sample_reads_the_prompt_from_a_file(run):
+    """FILE:path, with text that is more than ASCII."""
+    run("train.py")
+    with open("prompt.txt", "w", encoding="utf-8") as f:
+        f.write("zwölf 🎲")
+    status, out, _ = run("sample.py", "--out_dir=out", "--start=FILE:prompt.txt", "--num_samples=1")
+    assert status == 0 and out.startswith("zwölf 🎲")
+
+
+def test_bad_sample_input_is_refused(run, refused):
+    """Each is one line that says what is wrong, status 2."""
+    run("train.py")
+    with open("latin1.txt", "wb") as f:
+        f.write("zwölf".encode("latin-1"))
+    for message, argument in [
+        ("top_k", "--top_k=0"), ("top_p", "--top_p=0.0"), ("temperature", "--temperature=-1"),
+        ("num_samples", "--num_samples=0"), ("12 tokens, the window 11", "--start=" + "x" * 12),
+        ("cannot read nowhere.txt", "--start=FILE:nowhere.txt"),
+        ("wrong byte at offset 2", "--start=FILE:latin1.txt"), ("no checkpoint", "--out_dir=nowhere"),
+        ("not available", "--device=cuda:9"), ("did you mean", "--tmperature=1"),
+    ]:
+        refused(message, "sample.py", "--out_dir=out", argument)
+
+
+def test_stream_text_waits_for_whole_characters():
+    """Bytes of one character arrive together; a broken one becomes a replacement mark."""
+    tokenizer = tiktoken.Encoding("byte", pat_str=".", special_tokens={},
+                                  mergeable_ranks={bytes([i]): i for i in range(256)})
+    assert list(stream_text(tokenizer, "é🎲".encode())) == ["", "é", "", "", "", "🎲", ""]
+    assert "".join(stream_text(tokenizer, b"a\xff\xf0")) == "a\ufffd\ufffd"

@@ -1,0 +1,106 @@
+"""
+A prepared dataset: its tokens, its tokenizer, and the order in which windows of tokens are read.
+
+It is a folder with train.bin, val.bin, meta.json and tokenizer.tiktoken, made by prepare.py.
+"""
+import base64
+import codecs
+import functools
+import json
+import os
+
+import numpy as np
+import tiktoken
+import torch
+
+from configurator import fail
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_meta(folder):
+    """meta.json as a dict, with the tokenizer's rank file under "ranks": a checkpoint carries both."""
+    try:
+        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+            meta = json.load(f)
+        with open(os.path.join(folder, "tokenizer.tiktoken"), encoding="utf-8") as f:
+            return meta | {"ranks": f.read()}
+    except FileNotFoundError:
+        command = f"python prepare.py --dataset={os.path.basename(folder)}"
+        fail(f"no dataset in {folder}; make it: {command}, with --input=FILE if the text is your own")
+    except (OSError, ValueError, TypeError) as e:
+        fail(f"meta.json or tokenizer.tiktoken in {folder} is damaged ({e}): run prepare.py again")
+
+
+def load_tokens(folder, split, meta):
+    """The token ids of a split, "train" or "val", as an array on disk, shape (tokens,)."""
+    path = os.path.join(folder, f"{split}.bin")
+    dtype, n_tokens = np.dtype(meta["dtype"]), meta[split]["tokens"]
+    n_bytes = os.path.getsize(path) if os.path.exists(path) else 0
+    if n_bytes != n_tokens * dtype.itemsize or n_tokens == 0:
+        fail(f"{path} has {n_bytes} bytes, but should have {n_tokens * dtype.itemsize}: run prepare.py again")
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def build_tokenizer(meta):
+    """The tiktoken.Encoding that meta, of a dataset or a checkpoint, describes."""
+    ranks = dict(line.split() for line in meta["ranks"].splitlines())
+    return tiktoken.Encoding(
+        meta["tokenizer"], pat_str=meta["pattern"], special_tokens={END_OF_TEXT: meta["eot_id"]},
+        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in ranks.items()})
+
+
+def stream_text(tokenizer, tokens):
+    """Text of an iterable of token ids, in pieces: a character of several tokens comes when it is whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_starts(n_tokens, block_size, seed, epoch):
+    """Starts of the windows of one epoch, (n,): each window once, in an order drawn from seed and epoch.
+
+    Windows do not overlap, and each epoch cuts the text at another offset, so that a token comes to stand at
+    every position. Takes n_tokens > 2 * block_size.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    offset = rng.integers(block_size)
+    n_windows = (n_tokens - 1 - offset) // block_size  # the last target is one token after its window
+    return offset + block_size * rng.permutation(n_windows)
+
+
+def training_windows(n_tokens, block_size, seed, position, count):
+    """Starts of `count` windows from `position` on in the endless sequence of epochs, and the next position.
+
+    A position is (epoch, windows of it that are used up): all that a resumed run needs to know.
+    """
+    epoch, used = position
+    starts = []
+    while True:
+        order = epoch_starts(n_tokens, block_size, seed, epoch)
+        taken = order[used:used + count - len(starts)].tolist()
+        starts, used = starts + taken, used + len(taken)
+        if len(starts) == count:
+            return starts, (epoch, used)
+        epoch, used = epoch + 1, 0
+
+
+def validation_windows(n_tokens, block_size, count):
+    """Starts of `count` windows (all there are, if fewer): the same for every seed, batch size and model."""
+    rng = np.random.default_rng(20240902)  # a generator of its own: evaluation leaves all else as it was
+    return block_size * np.sort(rng.permutation((n_tokens - 1) // block_size)[:count])
+
+
+def get_batch(data, starts, block_size, device, vocab_size):
+    """Token ids idx and, one further, targets: both (len(starts), block_size), int64, on `device`."""
+    tokens = np.stack([data[start:start + block_size + 1] for start in starts])           # (B, T + 1)
+    if tokens.max() >= vocab_size:
+        fail(f"the data holds token {tokens.max()}, the vocabulary only {vocab_size}: run prepare.py again")
+    tokens = torch.from_numpy(tokens.astype(np.int64))
+    if device.type == "cuda":
+        tokens = tokens.pin_memory().to(device, non_blocking=True)  # the copy runs beside the computation
+    else:
+        tokens = tokens.to(device)
+    return tokens[:, :-1], tokens[:, 1:]

@@ -1,0 +1,337 @@
+"""Training: exact resume, the files of a run, budgets, data order, processes, and bad input."""
+import csv
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import HERE, TINY
+from dataset import epoch_starts, get_batch, training_windows, validation_windows
+
+
+def read_log(out_dir):
+    with open(f"{out_dir}/log.csv", encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def losses(out_dir):
+    """What must not depend on how often a run was stopped; the times in the log may."""
+    return [{k: row[k] for k in ("iter", "tokens", "train_loss", "val_loss", "lr", "grad_norm")}
+            for row in read_log(out_dir)]
+
+
+def weights(out_dir, name="ckpt.pt"):
+    return torch.load(f"{out_dir}/{name}", weights_only=True)["model"]
+
+
+def same_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# resume
+
+@pytest.mark.parametrize("model", [[], ["--model_type=hybrid", "--gradient_accumulation_steps=2"]])
+def test_resume_is_exact(run, model):
+    """20 iterations in one go = 10, stop, 10 more: losses and weights to the last bit, dropout included."""
+    arguments = ["--dropout=0.2", "--lr_decay_iters=20", "--eval_interval=5", *model]
+    assert run("train.py", "--out_dir=straight", *arguments)[0] == 0
+    assert run("train.py", "--out_dir=halves", *arguments, "--max_iters=10")[0] == 0
+    assert run("train.py", "--out_dir=halves", *arguments, "--init_from=resume")[0] == 0
+    assert losses("straight") == losses("halves")
+    assert [row["iter"] for row in losses("straight")] == ["0", "4", "5", "8", "10", "12", "15", "16", "20"]
+    assert same_weights(weights("straight"), weights("halves"))
+
+
+def test_resume_after_a_kill_forgets_what_was_not_saved(run):
+    """Rows of the log that are newer than the checkpoint are written again, not twice."""
+    run("train.py", "--out_dir=whole")
+    run("train.py", "--out_dir=killed", "--max_iters=10", "--lr_decay_iters=20")
+    with open("killed/log.csv", "a", encoding="utf-8") as f:
+        f.write("12,396,0.5,3.0,,,0.001,1,1000,0.1\n")
+    run("train.py", "--out_dir=killed", "--init_from=resume")
+    iters = [row["iter"] for row in read_log("killed")]
+    assert iters == sorted(set(iters), key=int) and iters[-1] == "20"
+    assert losses("killed")[-1] == losses("whole")[-1]
+
+
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(run, tiny_data, tmp_path):
+    """SIGTERM in the middle: status 128 + 15, a checkpoint, and the resumed run ends as the undisturbed one."""
+    arguments = ["--max_iters=300", "--log_interval=1", "--eval_interval=1000"]
+    command = [sys.executable, f"{HERE}/train.py", *TINY, *arguments, "--out_dir=stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    for line in process.stdout:
+        if line.startswith("iter      5"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "--init_from=resume" in out and 5 <= int(read_log("stopped")[-1]["iter"]) < 300
+    assert run("train.py", *arguments, "--out_dir=stopped", "--init_from=resume")[0] == 0
+    assert run("train.py", *arguments, "--out_dir=straight")[0] == 0
+    assert same_weights(weights("stopped"), weights("straight"))
+
+
+def test_two_processes_equal_one(run, tiny_data):
+    """torchrun, two gloo processes: the windows, losses and weights of one process, to 1e-5."""
+    arguments = ["--gradient_accumulation_steps=2", "--max_iters=10", "--eval_interval=5", "--log_interval=1"]
+    run("train.py", *arguments, "--out_dir=one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*command, f"{HERE}/train.py", *TINY, *arguments, "--out_dir=two"], text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    one, two = read_log("one"), read_log("two")
+    assert [row["iter"] for row in one] == [row["iter"] for row in two]
+    for key in "train_loss", "val_loss":
+        values = [[float(row[key]) for row in rows if row[key]] for rows in (one, two)]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+    for a, b in zip(weights("one").values(), weights("two").values()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(run):
+    """init_from=path takes the weights alone: iteration 0, and the loss that the other run ended with."""
+    run("train.py", "--out_dir=first")
+    run("train.py", "--out_dir=second", "--init_from=first/ckpt.pt", "--max_iters=4")
+    assert losses("second")[0]["iter"] == "0"
+    assert losses("second")[0]["val_loss"] == losses("first")[-1]["val_loss"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# what a run leaves behind
+
+def test_files_of_a_run(run):
+    """Two checkpoints, log, config and curve; nothing temporary; a sample at the end."""
+    status, out, _ = run("train.py", "--out_dir=out/a", "--sample_tokens=7")
+    assert status == 0 and "a sample" in out
+    assert sorted(os.listdir("out/a")) == ["best.pt", "ckpt.pt", "config.json", "log.csv", "loss.png"]
+    with open("out/a/config.json", encoding="utf-8") as f:
+        config = json.load(f)
+    assert config["learning_rate"] == 1e-2 and config["vocab_size"] == 257 and config["norm"] == "layernorm"
+    header = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu"
+    assert ",".join(read_log("out/a")[0]) == header
+    last = read_log("out/a")[-1]
+    assert float(last["val_loss"]) < math.log(257)
+    assert not [key for key in weights("out/a") if key.startswith(("_orig_mod", "module"))]
+    state = torch.load("out/a/best.pt", weights_only=True)["state"]
+    assert state["best_val_loss"] == pytest.approx(min(float(r["val_loss"]) for r in read_log("out/a")
+                                                       if r["val_loss"]), abs=1e-6)
+
+
+def test_bits_a_byte_are_those_of_the_byte_tokenizer(run, tiny_data):
+    """With bytes as tokens, bits a byte are the loss over ln 2, times the end-of-text tokens' share."""
+    run("train.py", "--max_iters=1")
+    with open(tiny_data / "tiny" / "meta.json", encoding="utf-8") as f:
+        val = json.load(f)["val"]
+    assert val["tokens"] == val["bytes"] + val["documents"]
+    row = read_log("out")[0]
+    expected = float(row["val_loss"]) / math.log(2) * (1 + val["documents"] / val["bytes"])
+    assert float(row["val_bpb"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_new_run_moves_the_old_one_aside(run):
+    """Forgetting --init_from=resume loses nothing."""
+    run("train.py", "--seed=1")
+    old = weights("out")
+    status, out, _ = run("train.py", "--seed=2")
+    assert status == 0 and "out/previous" in out.replace(os.sep, "/")
+    assert same_weights(old, weights("out/previous")) and not same_weights(old, weights("out"))
+
+
+@pytest.mark.parametrize("budget, tokens", [
+    ("--max_tokens=300", 330), ("--max_tokens=330", 330), ("--max_iters=7", 231)])
+def test_budgets_are_kept(run, budget, tokens):
+    """The run ends with the first iteration that uses the budget up, and is evaluated and saved there."""
+    run("train.py", budget)
+    assert int(read_log("out")[-1]["tokens"]) == tokens and read_log("out")[-1]["val_loss"]
+
+
+def test_a_budget_of_seconds_ends_the_run(run):
+    """max_seconds alone: the run ends soon after it, and the learning rate has come down to min_lr."""
+    run("train.py", "--max_iters=0", "--max_seconds=0.5", "--min_lr=1e-4")
+    last = read_log("out")[-1]
+    assert float(last["seconds"]) >= 0.5 and float(last["lr"]) == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_learning_rate_follows_its_schedule(run, schedule):
+    """Linear warm-up over 5 iterations, then the curve down to min_lr at the end."""
+    run("train.py", f"--schedule={schedule}", "--log_interval=1", "--min_lr=1e-3")
+    for row in read_log("out"):
+        it = int(row["iter"])
+        left = 1 - it / 20 if schedule == "linear" else (1 + math.cos(math.pi * it / 20)) / 2
+        expected = 1e-2 * (it + 1) / 5 if it < 5 else 1e-3 + 9e-3 * left
+        assert float(row["lr"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_does_not_depend_on_batch_size_or_seed_of_the_data(run):
+    """The same windows in batches of 2, 7 and 1000 give the same loss."""
+    values = []
+    for batch_size in 2, 7, 1000:
+        run("train.py", f"--batch_size={batch_size}", "--max_iters=1")
+        values.append(float(read_log("out")[0]["val_loss"]))
+    assert values == pytest.approx([values[0]] * 3, abs=1e-5)
+
+
+def test_training_does_not_depend_on_how_often_it_is_evaluated(run):
+    """Evaluation changes neither the order of the data nor dropout."""
+    run("train.py", "--out_dir=rare", "--dropout=0.3", "--eval_interval=20")
+    run("train.py", "--out_dir=often", "--dropout=0.3", "--eval_interval=1")
+    assert same_weights(weights("rare"), weights("often"))
+
+
+def test_gradient_accumulation_equals_a_larger_batch(run):
+    """2 x 3 windows give the step of 1 x 6."""
+    run("train.py", "--max_iters=5", "--out_dir=a", "--batch_size=6")
+    run("train.py", "--max_iters=5", "--out_dir=b", "--batch_size=3", "--gradient_accumulation_steps=2")
+    for a, b in zip(weights("a").values(), weights("b").values()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_missing_embedded_data_is_prepared(run, monkeypatch):
+    """The dataset python is made on the first run, by prepare.py, and its failure is the run's."""
+    calls = []
+
+    def fake_run(command):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 3)
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    status, out, _ = run("train.py", "--dataset=python", "--data_dir=elsewhere")
+    assert status == 3 and "preparing it" in out
+    assert calls[0][1].endswith("prepare.py") and "--data_dir=elsewhere" in calls[0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the order of the data
+
+def test_an_epoch_reads_each_window_once():
+    """Without replacement, without overlap, inside the data; another epoch or seed has another order."""
+    starts = np.sort(epoch_starts(1009, 13, 7, 0))
+    assert (np.diff(starts) == 13).all() and starts[0] >= 0 and starts[-1] + 13 < 1009
+    assert starts[0] < 13 and starts[-1] + 2 * 13 >= 1009
+    orders = [epoch_starts(1009, 13, seed, epoch).tolist() for seed in (7, 8) for epoch in (0, 1)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+def test_windows_go_on_where_they_stopped():
+    """Taken 1, 5 or 300 at a time, across the ends of epochs, the sequence is the same."""
+    whole, end = training_windows(1009, 13, 7, (0, 0), 300)
+    for step in 1, 5, 60:
+        position, parts = (0, 0), []
+        for _ in range(300 // step):
+            taken, position = training_windows(1009, 13, 7, position, step)
+            parts += taken
+        assert parts == whole and position == end
+    n = len(epoch_starts(1009, 13, 7, 0))
+    assert sorted(whole[:n]) == sorted(epoch_starts(1009, 13, 7, 0).tolist())
+
+
+def test_validation_windows_are_fixed():
+    """The same ones at each call, in the data, each once; all there are if more are asked for."""
+    windows = validation_windows(1009, 13, 20)
+    assert windows.tolist() == validation_windows(1009, 13, 20).tolist()
+    assert len(set(windows)) == 20 and (windows % 13 == 0).all() and windows.max() + 13 < 1009
+    assert len(validation_windows(1009, 13, 10_000)) == 1008 // 13
+
+
+def test_targets_are_the_next_tokens():
+    """idx and targets are shifted by one."""
+    data = np.arange(100, dtype=np.uint16)
+    idx, targets = get_batch(data, [0, 50], 7, torch.device("cpu"), 100)
+    assert idx.tolist() == [list(range(7)), list(range(50, 57))] and torch.equal(targets, idx + 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# what goes wrong
+
+def test_a_loss_that_is_not_finite_stops_the_run(run):
+    """One line, status 1, and the checkpoint from before is whole."""
+    arguments = "--learning_rate=1e30", "--grad_clip=0.0", "--warmup_iters=0", "--norm=none"
+    code, _, err = run("train.py", *arguments)
+    assert code == 1 and "not finite" in err and err.count("\n") == 1
+    assert all(torch.isfinite(w).all() for w in weights("out").values())
+
+
+@pytest.mark.parametrize("message, arguments", [
+    ("did you mean learning_rate?", ["--learning_rat=1"]),
+    ("takes int", ["--n_layer=two"]),
+    ("nowhere.py", ["nowhere.py"]),
+    ("python prepare.py --dataset=nowhere", ["--dataset=nowhere"]),
+    ("block_size 100000", ["--block_size=100000"]),
+    ("not divisible by n_head", ["--model_type=gpt", "--n_head=3"]),
+    ("kernel_size must be an int of 1 or more", ["--kernel_size=0"]),
+    ("model_type must be mixer or gpt", ["--model_type=mixr"]),
+    ("device 'cuda:9' is not available", ["--device=cuda:9"]),
+    ("device 'gpu' is not available", ["--device=gpu"]),
+    ("needs a CUDA device", ["--dtype=float16"]),
+    ("dtype 'int8' is not one of", ["--dtype=int8"]),
+    ("batch_size must be 1 or more", ["--batch_size=0"]),
+    ("give the run a budget", ["--max_iters=0"]),
+    ("schedule must be", ["--schedule=step"]),
+    ("learning_rate must be", ["--learning_rate=1e999"]),
+    ("no checkpoint", ["--init_from=resume"]),
+    ("no checkpoint", ["--init_from=scrach"]),
+])
+def test_bad_arguments_are_refused(refused, message, arguments):
+    """Each is one line that says what is wrong, status 2, before anything is written."""
+    refused(message, "train.py", *arguments)
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("message, damage", [
+    ("should have", lambda d: os.truncate(d / "train.bin", 1001)),
+    ("should have", lambda d: os.remove(d / "val.bin")),
+    ("damaged", lambda d: (d / "meta.json").write_text("{")),
+    ("the vocabulary only 257",
+     lambda d: (np.fromfile(d / "train.bin", np.uint16) + 300).tofile(d / "train.bin")),
+])
+def test_damaged_data_is_refused(refused, message, damage, tiny_data):
+    """Truncated, missing or foreign files: never trained on."""
+    shutil.copytree(tiny_data / "tiny", "broken/tiny")
+    damage(Path("broken/tiny"))
+    refused(message, "train.py", "--data_dir=broken")
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(run, refused):
+    """Another model, a truncated file, another kind of file: one line, and the file stays as it is."""
+    run("train.py")
+    refused("was trained with n_layer=2", "train.py", "--init_from=resume", "--n_layer=3")
+    refused("was trained with model_type=mixer", "train.py", "--init_from=resume", "--model_type=llama")
+    os.truncate("out/ckpt.pt", 5000)
+    refused("damaged", "train.py", "--init_from=resume")
+    assert os.path.getsize("out/ckpt.pt") == 5000
+    with open("out/ckpt.pt", "w", encoding="utf-8") as f:
+        f.write("hello")
+    refused("damaged", "train.py", "--init_from=resume")
+
+
+class Payload:
+    def __reduce__(self):
+        return open, ("payload_ran", "w")
+
+
+@pytest.mark.parametrize("dump", [torch.save, lambda payload, f: pickle.dump(payload, f, 2)])
+def test_a_checkpoint_with_code_is_refused_and_runs_nothing(refused, dump):
+    """A real pickle payload that would create a file."""
+    os.makedirs("out")
+    with open("out/ckpt.pt", "wb") as f:
+        dump({"model": Payload()}, f)
+    refused("damaged or no checkpoint", "train.py", "--init_from=resume")
+    refused("damaged or no checkpoint", "sample.py", "--out_dir=out")
+    assert not os.path.exists("payload_ran")
+
+
+def test_an_out_dir_that_cannot_be_written_is_an_error(refused):
+    """A file stands where the folder should be."""
+    with open("out", "w", encoding="utf-8") as f:
+        f.write("in the way")
+    refused("cannot use out_dir", "train.py", status=1)
