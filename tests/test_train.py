@@ -65,7 +65,7 @@ def test_resume_after_a_kill_forgets_what_was_not_saved(run):
 
 
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(run, tiny_data, tmp_path):
-    """SIGTERM in the middle: status 128 + 15, a checkpoint, and the resumed run ends as the undisturbed one."""
+    """SIGTERM in the middle: status 128 + 15, a checkpoint; resumed, the run ends as the undisturbed one."""
     arguments = ["--max_iters=300", "--log_interval=1", "--eval_interval=1000"]
     command = [sys.executable, f"{HERE}/train.py", *TINY, *arguments, "--out_dir=stopped"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
