@@ -14,18 +14,14 @@ import operator
 import os
 import re
 import sys
-from typing import NamedTuple
+from collections import namedtuple
+from contextlib import suppress
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
 MAX_CHARS = 100_000  # of a file: nobody writes a longer one, and a hostile one can take no more time
 MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # what such text can raise
-
-
-class Setting(NamedTuple):
-    value: object
-    types: list  # names of the types that the key takes, e.g. ["float", "str"]
-    comment: str
+Setting = namedtuple("Setting", "value types comment")  # types: names, e.g. ["float", "str"]
 
 
 def fail(message, status=2):
@@ -62,8 +58,11 @@ def read_settings(path):
     Raises ValueError, with path and line, where a line is not `key = value`; OSError where the file cannot be
     read.
     """
-    with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
-        text = f.read(MAX_CHARS + 1)
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
+            text = f.read(MAX_CHARS + 1)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8") from None
     if len(text) > MAX_CHARS:
         raise ValueError(f"{path}: longer than {MAX_CHARS} characters")
     block = re.search(r"^( *)# defaults.*\n((?:.*\n)*?)\1# end of defaults", text, re.M)
@@ -93,46 +92,34 @@ def read_settings(path):
     return settings
 
 
-def parse_argument(text, types):
-    """The value of --key=text: as in a file, but text needs no quotes."""
-    try:
-        return text if types == ["str"] else evaluate(ast.parse(text.strip(), mode="eval").body)
-    except MALFORMED:
-        return text
-
-
 def configure(argv, *sources):
     """Settings of a script as a dict {key: value}.
 
-    argv: config files and --key=value, as in sys.argv[1:]. sources: paths of the Python files whose defaults
-    count (the script, model.py). --help prints the keys and exits; a wrong argument ends with one line and
-    status 2.
+    argv: config files and --key=value. sources: files whose defaults count (the script, model.py).
+    --help prints the keys and exits; a wrong argument ends with one line and status 2.
     """
     defaults = {key: setting for path in sources for key, setting in read_settings(path).items()}
     if "--help" in argv or "-h" in argv:
         with open(sources[0], encoding="utf-8") as f:
             print(ast.get_docstring(ast.parse(f.read())), end="\n\n")
         for key, setting in defaults.items():
-            print(f"  --{key}={setting.value}".ljust(36), setting.comment)
+            print(f"  --{key}={setting.value}".ljust(34), setting.comment)
         raise SystemExit(0)
     given = []  # (where, key, value)
     for argument in argv:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
-            types = defaults[key].types if key in defaults else []
-            given.append((f"--{key}", key, parse_argument(text, types)))
+            with suppress(*MALFORMED):  # text needs no quotes here, and is taken as it stands
+                if key in defaults and defaults[key].types != ["str"]:
+                    text = evaluate(ast.parse(text.strip(), mode="eval").body)
+            given.append((f"--{key}", key, text))
         elif argument.startswith("-"):
             fail(f"{argument}: write --key=value; --help lists the keys")
         else:
             try:
-                given += [(f"{argument}: {key}", key, setting.value)
-                          for key, setting in read_settings(argument).items()]
-            except UnicodeDecodeError:
-                fail(f"{argument}: not a text file in UTF-8")
-            except ValueError as e:
-                fail(e)
-            except OSError as e:
-                fail(f"config file {argument}: {e.strerror.lower()}")
+                given += [(f"{argument}: {key}", key, s.value) for key, s in read_settings(argument).items()]
+            except (OSError, ValueError) as e:
+                fail(f"config file {argument}: {e.strerror.lower()}" if isinstance(e, OSError) else e)
     config = {key: setting.value for key, setting in defaults.items()}
     for where, key, value in given:
         if key not in config:

@@ -61,8 +61,6 @@ backend = "auto"                  # of torchrun: auto | nccl | gloo
 seed = 1337                       # of initial weights, order of the data and dropout
 sample_tokens = 200               # tokens of sample text printed at the end
 wandb_log = False                 # log to Weights & Biases too (pip install wandb)
-wandb_project = "masked-mixers"   # its project
-wandb_run_name = "run"            # its run name
 # end of defaults
 here = os.path.dirname(os.path.abspath(__file__))
 config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
@@ -204,7 +202,7 @@ if wandb_log and master:
         import wandb
     except ImportError:
         fail("wandb_log needs the package wandb: pip install wandb")
-    wandb.init(project=wandb_project, name=wandb_run_name, config=config)
+    wandb.init(project="masked-mixers", name=out_dir, config=config)
 
 
 def log(row, progress):
@@ -302,19 +300,17 @@ def distribute(module):
 model = distribute(torch.compile(raw_model) if compile else raw_model)
 clock = time.perf_counter()
 try:
-    try:
-        train_step(state["position"], 0.0, update=False)
-        evaluate()
-        say(f"ready in {time.perf_counter() - clock:.0f} s")
-    except Exception as e:  # no C++ compiler, an unsupported platform: torch raises many types here
-        if not compile or isinstance(e, torch.OutOfMemoryError):
-            raise
-        say(f"torch.compile does not work here ({type(e).__name__}): going on without it, slower")
-        optimizer.zero_grad(set_to_none=True)
-        model = distribute(raw_model)
-        train_step(state["position"], 0.0, update=False)
+    train_step(state["position"], 0.0, update=False)
+    evaluate()
+    say(f"ready in {time.perf_counter() - clock:.0f} s")
 except torch.OutOfMemoryError:
     fail("out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor", 1)
+except Exception as e:  # no C++ compiler, an unsupported platform: torch raises many types here
+    if not compile:
+        raise
+    say(f"torch.compile does not work here ({type(e).__name__}): going on without it, slower")
+    optimizer.zero_grad(set_to_none=True)
+    model = distribute(raw_model)
 
 # ------------------------------------------------------------------------------------------------------------
 # the loop; Ctrl-C or SIGTERM end it after the iteration, with a checkpoint, and a second one at once

@@ -1,0 +1,18 @@
+# The paper's modern transformer on TinyStories: C 512, L 8, T 512 (the paper, section 4).
+# First: python prepare.py --dataset=tinystories
+# One GPU with 12 GB (the paper's RTX 3060: 12 h): minutes and loss not yet measured.
+out_dir = "out/llama_tinystories"
+model_type = "llama"
+dataset = "tinystories"
+block_size = 512
+n_layer = 8
+n_embd = 512
+n_head = 4
+batch_size = 32
+max_iters = 200_000
+eval_interval = 2000
+log_interval = 50
+learning_rate = 5e-4
+schedule = "linear"
+warmup_iters = 500
+weight_decay = 0.01
