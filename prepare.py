@@ -239,10 +239,7 @@ def make_tokenizer(name, vocab_size, texts):
     """What common.build_tokenizer takes, as a dict. "bpe" is trained on `texts`, an iterable of str."""
     pattern = PATTERN
     if name == "bpe":
-        try:
-            import rustbpe
-        except ImportError:
-            raise Unusable("tokenizer bpe takes pip install rustbpe; --tokenizer=byte does not", 1) from None
+        import rustbpe
         trained = rustbpe.Tokenizer()
         trained.train_from_iterator(texts, vocab_size - 1, buffer_size=512, pattern=pattern)
         ranks = {bytes(token): rank for token, rank in trained.get_mergeable_ranks()}
@@ -295,13 +292,6 @@ def encode_documents(documents, meta, folder):
 
 # ------------------------------------------------------------------------------------------------------------
 # all together
-
-def refuse_foreign(folder):
-    """Raise Unusable if a folder that is to be replaced holds anything that this script does not write."""
-    foreign = sorted(set(os.listdir(folder)) - FILES) if os.path.lexists(folder) else []
-    if foreign:
-        raise Unusable(f"{folder} is in the way, as it holds {foreign[0]}: move it, or give --dataset=NAME")
-
 
 def write_dataset(split, tokenizer, vocab_size, max_mb, folder):
     """Write tokenizer and tokens into folder. split() starts the (side, document) anew. Returns the meta."""
@@ -356,8 +346,8 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
     folder = os.path.join(os.path.expanduser(data_dir), dataset)
     temporary, old = f"{folder}.tmp", f"{folder}.old"  # they are left over only where a run was killed
     try:
-        for path_to_replace in (folder, temporary, old):
-            refuse_foreign(path_to_replace)
+        if os.path.exists(folder) and not set(os.listdir(folder)) <= FILES:
+            fail(f"{folder} holds files that are not a dataset's: move them, or give --dataset=NAME")
         shutil.rmtree(temporary, ignore_errors=True)
         os.makedirs(temporary)
         try:

@@ -417,11 +417,10 @@ def test_leftovers_of_a_killed_run_are_removed(run, tmp_path):
     assert set(files_of(tmp_path / "data/a")) == module.FILES
 
 
-@pytest.mark.parametrize("folder", ["a", "a.tmp", "a.old"])
-def test_other_peoples_folders_are_not_replaced(folder, refused, tmp_path):
+def test_other_peoples_folders_are_not_replaced(refused, tmp_path):
     """A folder of that name that holds anything else is left alone: here, the input itself."""
-    path = write(tmp_path / f"data/{folder}/thesis.txt", "words " * 50)
-    assert "thesis.txt" in refused(input=path, dataset="a")
+    path = write(tmp_path / "data/a/thesis.txt", "words " * 50)
+    assert "not a dataset's" in refused(input=path, dataset="a")
 
 
 def test_data_folder_that_cannot_be_written(refused, tmp_path):
