@@ -97,8 +97,11 @@ def load_model(path, device):
     return model.to(device).eval(), build_tokenizer(checkpoint["meta"]), checkpoint
 
 
-def plot_log(log_path, image_path):
-    """Draw the losses of a log.csv over tokens; without matplotlib it does nothing and says so."""
+def plot_logs(log_paths, image_path, x="tokens"):
+    """Draw the validation loss of each log.csv over x, a column of it; of a single one the training loss too.
+
+    log_paths: {label: path}. Without matplotlib it says so and does nothing.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -106,13 +109,15 @@ def plot_log(log_path, image_path):
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    with open(log_path, encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
     fig, ax = plt.subplots(figsize=(7, 4.5))
-    for column, style in ("train_loss", dict(lw=0.8, alpha=0.6)), ("val_loss", dict(marker="o", ms=3)):
-        points = [(int(row["tokens"]) / 1e6, float(row[column])) for row in rows if row[column]]
-        ax.plot(*zip(*points), label=column.replace("_", " "), **style)
-    ax.set(xlabel="million tokens", ylabel="loss, nats a token")
+    for label, path in log_paths.items():
+        with open(path, encoding="utf-8", newline="") as f:
+            rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
+        for column in ("val_loss", "train_loss")[:2 if len(log_paths) == 1 else 1]:
+            points = [(float(row[x]), float(row[column])) for row in rows if row[column]]
+            style = dict(marker="o", ms=3) if column == "val_loss" else dict(lw=0.8, alpha=0.6)
+            ax.plot(*zip(*points), label=f"{label} {column.replace('_', ' ')}".strip(), **style)
+    ax.set(xlabel=x, ylabel="loss, nats a token")
     ax.grid(alpha=0.3)
     ax.legend()
     with replacing(image_path) as f:

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops, plot_log,
+from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops, plot_logs,
                     replacing)
 from configurator import configure, fail
 from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, stream_text, training_windows,
@@ -189,7 +189,7 @@ if master:
                     os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
             say(f"{out_dir} held a run: moved to {previous} (--init_from=resume would have continued it)")
     except OSError as e:
-        fail(f"cannot use out_dir {out_dir}: {e.strerror.lower()}", status=1)
+        fail(f"cannot use out_dir {out_dir}: {e.strerror.lower()}")
     with replacing(log_path, "w") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -379,7 +379,7 @@ while True:
 if master:
     say(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of "
         f"training; validation loss {val_loss:.4f} nats a token; checkpoint in {ckpt_path}")
-    plot_log(log_path, os.path.join(out_dir, "loss.png"))
+    plot_logs({"": log_path}, os.path.join(out_dir, "loss.png"))
     if stopped:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
         say(f"stopped by a signal; go on with: python train.py {' '.join(arguments)} --init_from=resume")

@@ -334,4 +334,4 @@ def test_an_out_dir_that_cannot_be_written_is_an_error(refused):
     """A file stands where the folder should be."""
     with open("out", "w", encoding="utf-8") as f:
         f.write("in the way")
-    refused("cannot use out_dir", "train.py", status=1)
+    refused("cannot use out_dir", "train.py")
