@@ -20,7 +20,8 @@ MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_nor
              init="torch", embd_std=1.0)
 GPT = dict(MIXER, position="learned", final_norm=True, init="normal", embd_std=0.02)
 LLAMA = dict(GPT, position="rope", norm="rmsnorm", mlp="swiglu", bias=False)
-AUTO = {"mixer": MIXER, "gpt": GPT, "llama": LLAMA, "hybrid": LLAMA, "hybrid_parallel": LLAMA}
+HYBRID = dict(LLAMA, init="torch", embd_std=1.0)  # why: see init_weights
+AUTO = {"mixer": MIXER, "gpt": GPT, "llama": LLAMA, "hybrid": HYBRID, "hybrid_parallel": HYBRID}
 CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": ("gelu", "swiglu"),
            "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
            "final_norm": (True, False)}
@@ -298,11 +299,11 @@ class LanguageModel(nn.Module):
     def init_weights(self):
         """All initialisation.
 
-        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch
-        itself) and in the convolution (n = T tokens times k taps). init="normal", as in its transformers:
-        N(0, 0.02). There the residual stream starts as quiet as the embedding, and a convolution at
-        1/sqrt(n), a sum over all tokens, would drown it. With N(0, 0.02 / sqrt(n)) it is no louder than a
-        token, and a hybrid learns at once.
+        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch) and
+        in the convolution (n = T tokens times k taps). init="normal", as in its transformers: N(0, 0.02), and a
+        convolution gets N(0, 0.02 / sqrt(n)). It sums over all tokens, so at 1/sqrt(n) it would be far louder
+        than an embedding of 0.02 and drown it. Quiet convolutions still learn late there (results/README.md):
+        hybrids start as mixers do, with an embedding of 1 that both kinds of token mixing can hear.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.config.init == "normal":
