@@ -63,8 +63,9 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def measure_peak_flops(device, dtype, size=2048):
+def measure_peak_flops(device, dtype):
     """FLOP/s of a large matmul on this machine (best of 5): what model FLOP utilisation is a share of."""
+    size = 8192 if device.type == "cuda" else 2048
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(5):
@@ -95,6 +96,33 @@ def load_model(path, device):
     except RuntimeError as e:
         fail(f"{path} does not fit its own model_config: {str(e).splitlines()[-1].strip()}")
     return model.to(device).eval(), build_tokenizer(checkpoint["meta"]), checkpoint
+
+
+def start_log(out_dir, columns, keep_until=None):
+    """Make out_dir with a log.csv in it.
+
+    A resumed run keeps the rows up to iteration keep_until: if it was killed, it logged more than it saved. A
+    new one (None) moves what is there into out_dir/previous: nobody loses a run by starting another.
+    """
+    log_path, rows = os.path.join(out_dir, "log.csv"), []
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        if keep_until is not None:
+            with open(log_path, encoding="utf-8", newline="") as f:
+                rows = [row for row in csv.DictReader(f) if int(row["iter"]) <= keep_until]
+        elif os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+            previous = os.path.join(out_dir, "previous")
+            os.makedirs(previous, exist_ok=True)
+            for name in "ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png":
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
+            print(f"{out_dir} held a run, now in {previous} (--init_from=resume would have continued it)")
+    except (OSError, KeyError, ValueError) as e:
+        fail(f"cannot use out_dir {out_dir}: {e}")
+    with replacing(log_path, "w") as f:
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def plot_logs(log_paths, image_path, x="tokens"):

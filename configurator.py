@@ -3,10 +3,10 @@ Settings of a script: the defaults at its top, then config files, then --key=val
 
     python train.py config/mixer_tiny.py --max_iters=100 --compile=false
     python train.py --help                     # every key, its default and what it means
- A config file holds lines `key = value  # comment`. It is read as data and never executed: a value is a
-literal or arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger
-can do no harm. The defaults of a script are read in the same way, out of its source, so that --help shows the
-comment of each.
+
+A config file holds lines `key = value  # comment`. It is read as data, never executed: a value is a literal
+or arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger can do no
+harm. The defaults of a script are read in the same way, out of its source: --help shows the comment of each.
 """
 import ast
 import difflib

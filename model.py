@@ -1,8 +1,9 @@
 """
 Masked mixers and the models they are compared with (arXiv 2409.01482, "the paper").
- A masked mixer is a language model with a masked convolution over tokens in the place of self-attention. All
-models here are the same code but for one swap point, TOKEN_MIXING: mixer, GPT, Llama and two hybrids. Letters
-of shapes: B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k = kernel_size.
+
+A masked mixer is a language model with a masked convolution over tokens in the place of self-attention. All
+models here are the same code but for one swap point, TOKEN_MIXING: mixer, GPT, Llama and two hybrids. Shapes:
+B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k = kernel_size.
 
     model = LanguageModel(ModelConfig(model_type="mixer", block_size=128, n_layer=4, n_embd=128))
     logits, loss = model(idx, targets)         # idx, targets (B, T) -> logits (B, T, V), loss in nats a token
@@ -299,11 +300,10 @@ class LanguageModel(nn.Module):
     def init_weights(self):
         """All initialisation.
 
-        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch) and
-        in the convolution (n = T tokens times k taps). init="normal", as in its transformers: N(0, 0.02), and a
-        convolution gets N(0, 0.02 / sqrt(n)). It sums over all tokens, so at 1/sqrt(n) it would be far louder
-        than an embedding of 0.02 and drown it. Quiet convolutions still learn late there (results/README.md):
-        hybrids start as mixers do, with an embedding of 1 that both kinds of token mixing can hear.
+        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch)
+        and in the convolution (n = T tokens times k taps). init="normal", as in its transformers: N(0, 0.02);
+        a convolution gets N(0, 0.02 / sqrt(n)): at 1/sqrt(n), a sum over all tokens would drown embeddings
+        of 0.02. Even so a hybrid learns late from there (results/README.md); hybrids start as mixers do.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.config.init == "normal":

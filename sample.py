@@ -3,9 +3,9 @@ Sample text from a trained model, token by token as it comes.
 
     python sample.py --out_dir=out/mixer_tiny --start="def " --num_samples=3
     python sample.py --out_dir=out/mixer_tiny --start=FILE:prompt.txt --temperature=0
- The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention alike keep a cache,
-so a new token costs one row of work in each layer (Cache in model.py); how the window slides is said at
-`generate`.
+
+The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention both keep a
+cache, so that a token costs one row of work a layer (Cache in model.py); `generate` says how it slides.
 """
 import math
 import os
@@ -22,7 +22,7 @@ from model import Cache
 # defaults: change them by --key=value
 out_dir = "out/mixer_tiny"  # folder of the run
 checkpoint = "ckpt.pt"      # which of its checkpoints: ckpt.pt (the last) or best.pt
-start = ""         # prompt; FILE:path reads it from a file; without one, the text begins after an end of text
+start = ""                  # prompt, or FILE:path of a file that holds it; "": the start of a document
 num_samples = 3             # samples, one after the other
 max_new_tokens = 300        # tokens of each, fewer if the model ends its text
 temperature = 0.8           # 0 is greedy, 1 is the model's own distribution
@@ -43,11 +43,11 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     prompts: B lists of 1 to block_size ids, of any lengths. An entry is None while its prompt is still being
     read (longer ones take more steps) and after its row has ended: by max_new_tokens, or with stop_token.
     temperature 0 is greedy; top_k keeps the k likeliest tokens, top_p the fewest that add up to p.
-    cached=False computes the whole window for each token, with the same result.
+    cached=False computes the whole window for each token, with the same result. Raises ValueError for a
+    prompt that is empty or longer than block_size.
 
     The window: there is no position past block_size. When all are taken, the older half of the tokens is
-    dropped and the newer half read again from position 0. So a token costs O(T C) a layer, and one in T/2 a
-    new reading.
+    dropped and the newer half read again from position 0: a token costs O(T C) a layer, one in T/2 a reading.
     """
     block_size, device = model.config.block_size, model.wte.weight.device
     lengths = [len(prompt) for prompt in prompts] or [0]

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 
 import torch
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops, plot_logs,
-                    replacing)
+                    replacing, start_log)
 from configurator import configure, fail
 from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, stream_text, training_windows,
                      validation_windows)
@@ -34,7 +34,7 @@ from sample import generate
 # defaults: change them by a config file and by --key=value
 out_dir = "out"                   # folder of the run
 eval_interval = 500               # iterations between evaluations, each followed by a checkpoint
-eval_iters = 20           # an evaluation reads eval_iters * 32 windows: the same ones, whatever batch_size is
+eval_iters = 20                   # an evaluation reads 32 * eval_iters windows, always the same
 log_interval = 10                 # iterations between lines of the log
 init_from = "scratch"             # scratch | resume | path of a checkpoint whose weights are the start
 dataset = "python"                # folder in data_dir, made by prepare.py
@@ -43,7 +43,7 @@ batch_size = 32                   # B: windows of block_size tokens in a forward
 gradient_accumulation_steps = 1   # forward passes an iteration, over all processes
 max_iters = 100_000               # the run ends when the first of three budgets is used up; 0: no limit
 max_tokens = 0                    # tokens to train on; 0: no limit
-max_seconds = 0.0               # seconds of training, without compilation, evaluation and saving; 0: no limit
+max_seconds = 0.0                 # seconds of training, not of compilation and evaluation; 0: no limit
 learning_rate = 5e-4              # peak of the schedule
 weight_decay = 0.1                # of matrices and embeddings
 beta1 = 0.9                       # AdamW
@@ -52,11 +52,11 @@ grad_clip = 1.0                   # largest norm of the gradient; 0.0: no clippi
 decay_lr = True                   # False keeps learning_rate after the warm-up
 schedule = "cosine"               # cosine | linear, from learning_rate down to min_lr
 warmup_iters = 500                # iterations of linear rise to learning_rate
-lr_decay_iters = 0           # iteration at which min_lr is reached; 0: the end of the budget, whichever it is
+lr_decay_iters = 0                # iteration at which min_lr is reached; 0: the end of the budget
 min_lr = 0.0                      # learning rate at the end
 device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 dtype = "auto"                    # auto | float32 | bfloat16 | float16, of the matmuls; weights are float32
-compile = True                   # torch.compile; where that does not work, a line says so and the run goes on
+compile = True                    # torch.compile; where it does not work, the run goes on without
 backend = "auto"                  # of torchrun: auto | nccl | gloo
 seed = 1337                       # of initial weights, order of the data and dropout
 sample_tokens = 200               # tokens of sample text printed at the end
@@ -65,6 +65,7 @@ wandb_log = False                 # log to Weights & Biases too (pip install wan
 here = os.path.dirname(os.path.abspath(__file__))
 config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
 globals().update(config)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends
 for key in "eval_interval", "eval_iters", "log_interval", "batch_size", "gradient_accumulation_steps":
     if config[key] < 1:
         fail(f"{key} must be 1 or more; got {config[key]}")
@@ -175,25 +176,7 @@ say(f"{model_config.model_type} on {device} in {dtype_name}: {flops_per_token / 
 
 COLUMNS = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu".split(",")
 if master:
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        rows = []
-        if init_from == "resume":
-            with open(log_path, encoding="utf-8", newline="") as f:
-                rows = [row for row in csv.DictReader(f) if int(row["iter"]) <= start_iter]
-        elif os.path.exists(ckpt_path):  # nobody loses a run by starting another
-            previous = os.path.join(out_dir, "previous")
-            os.makedirs(previous, exist_ok=True)
-            for name in "ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png":
-                with suppress(FileNotFoundError):
-                    os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
-            say(f"{out_dir} held a run: moved to {previous} (--init_from=resume would have continued it)")
-    except OSError as e:
-        fail(f"cannot use out_dir {out_dir}: {e.strerror.lower()}")
-    with replacing(log_path, "w") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    start_log(out_dir, COLUMNS, keep_until=start_iter if init_from == "resume" else None)
     with replacing(os.path.join(out_dir, "config.json"), "w") as f:
         used = dict(device=str(device), dtype=dtype_name, processes=world_size, torch=torch.__version__)
         json.dump(config | asdict(model_config) | used, f, indent=1)
@@ -225,12 +208,12 @@ def log(row, progress):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# one optimizer step, evaluation, saving
+# gradients, optimizer step, evaluation, saving
 
-def train_step(position, lr, update=True):
-    """One iteration from `position` on; returns the position after it, the mean loss and the gradient's norm,
-    both tensors: nothing here waits for the device. Every process takes its share of the same windows, so
-    that the order of the data does not depend on how many processes there are."""
+def forward_backward(position):
+    """Gradients of one iteration, whose windows begin at `position`; returns the position after them and the
+    mean loss, a tensor: nothing here waits for the device. Each process takes its share of the same windows,
+    so that the order of the data does not depend on how many processes there are."""
     starts, position = training_windows(len(data["train"]), block_size, seed, position,
                                         gradient_accumulation_steps * batch_size)
     micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
@@ -243,15 +226,19 @@ def train_step(position, lr, update=True):
                 loss = model(idx, targets, return_logits=False)[1] / len(micro_batches)
             scaler.scale(loss).backward()
         loss_sum += loss.detach()
+    return position, loss_sum
+
+
+def optimizer_step(lr):
+    """Clip, update, forget the gradients; returns their norm before clipping, a tensor."""
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
-    if update:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        scaler.step(optimizer)
-        scaler.update()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return position, loss_sum, norm
+    return norm
 
 
 @torch.no_grad()
@@ -291,7 +278,7 @@ def learning_rate_at(it, progress):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# compilation, before the clock starts: one step whose update is not applied, and one evaluation
+# compilation, before the clock starts: gradients that nobody uses, and one evaluation
 
 def distribute(module):
     return DistributedDataParallel(module) if ddp else module
@@ -300,7 +287,7 @@ def distribute(module):
 model = distribute(torch.compile(raw_model) if compile else raw_model)
 clock = time.perf_counter()
 try:
-    train_step(state["position"], 0.0, update=False)
+    forward_backward(state["position"])
     evaluate()
     say(f"ready in {time.perf_counter() - clock:.0f} s")
 except torch.OutOfMemoryError:
@@ -309,8 +296,8 @@ except Exception as e:  # no C++ compiler, an unsupported platform: torch raises
     if not compile:
         raise
     say(f"torch.compile does not work here ({type(e).__name__}): going on without it, slower")
-    optimizer.zero_grad(set_to_none=True)
     model = distribute(raw_model)
+optimizer.zero_grad(set_to_none=True)
 
 # ------------------------------------------------------------------------------------------------------------
 # the loop; Ctrl-C or SIGTERM end it after the iteration, with a checkpoint, and a second one at once
@@ -357,17 +344,19 @@ while True:
             state["loss_sum"], state["loss_count"] = 0.0, 0
             loss_sum.zero_()
         if evaluates:
-            best = val_loss < state["best_val_loss"]
+            is_best = val_loss < state["best_val_loss"]
             state["best_val_loss"] = min(val_loss, state["best_val_loss"])
-            for name in ["best.pt"] * best + ["ckpt.pt"]:
-                if master:
-                    save(name)
+            if master and is_best:
+                save("best.pt")
+            if master:
+                save("ckpt.pt")
         clock = time.perf_counter()
     if done:
         break
 
     torch.manual_seed(seed + 1 + it * world_size + rank)  # of dropout; by iteration: no state to save
-    state["position"], loss, norm = train_step(state["position"], lr)
+    state["position"], loss = forward_backward(state["position"])
+    norm = optimizer_step(lr)
     loss_sum += loss
     state["loss_count"] += 1
     state["iter"] += 1

@@ -9,6 +9,8 @@ import torch
 
 from prepare import prepare
 
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start: matrices so small gain nothing by more
+torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = "".join(f"{i} times {j} is {i * j}, says the clerk.\n" for i in range(40) for j in range(20))
 TINY = ["--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_head=5", "--batch_size=3",
