@@ -7,7 +7,6 @@ Sample text from a trained model, token by token as it comes.
 The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention both keep a
 cache, so that a token costs one row of work a layer (Cache in model.py); `generate` says how it slides.
 """
-import math
 import os
 import sys
 import time
@@ -75,16 +74,12 @@ def sample_token(logits, temperature, top_k, top_p, generator):
     """Logits (B, V) -> one token id a row, (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
-    if top_k:
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]                     # (B, 1)
-        logits = logits.masked_fill(logits < kth, -math.inf)
+    V = logits.size(-1)
+    logits, idx = (logits.float() / temperature).topk(min(top_k or V, V))  # (B, k), likeliest first
+    p = logits.softmax(dim=-1)
     if top_p and top_p < 1:
-        ordered, order = logits.sort(descending=True)                                     # (B, V)
-        p = ordered.softmax(dim=-1)
-        ordered = ordered.masked_fill(p.cumsum(dim=-1) - p >= top_p, -math.inf)  # those before it are enough
-        logits = logits.scatter(1, order, ordered)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # those that come before it are enough
+    return idx.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
 
 
 if __name__ == "__main__":
