@@ -1,0 +1,316 @@
+"""Inversion: descent against known answers, the metric by hand, exact recovery, and the script's results."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+import torch.nn as nn
+
+from invert import (COLUMNS, decode, descend, distances, hamming, hidden_states, invert, mark,
+                    matched_positions, random_start, recover_exactly)
+from model import LanguageModel, ModelConfig
+
+B, T, C, V = 3, 7, 10, 29
+
+
+def build(**options):
+    torch.manual_seed(1)
+    options = dict(block_size=11, n_layer=2, n_embd=C, n_head=5, vocab_size=V) | options
+    return LanguageModel(ModelConfig(**options)).eval()
+
+
+class Linear(nn.Module):
+    """A model whose only layer is x @ A."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.wte = nn.Embedding.from_pretrained(torch.randn(V, C, generator=generator))
+        self.A = torch.randn(C, C, generator=generator)
+        self.embed, self.final_norm = self.wte, nn.Identity()
+
+    def run_blocks(self, x, n_layer=None, cache=None):
+        return x @ self.A
+
+
+IDX = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [9, 9, 0, 28, 3, 17, 11], [5, 3, 5, 20, -1, -1, -1]])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# descent
+
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_gd_on_a_linear_model_takes_the_steps_of_the_formula(metric):
+    """x <- x - size * gradient, gradient sign(x A - h) A^T or its L2 twin, size from lr down to lr/10."""
+    model, lrs, steps = Linear(), [0.03, 0.5], 4
+    start = random_start(2, T, C, seed=1)
+    found = invert(model, IDX[:2], start, "gd", lrs, steps, metric)
+    for n, lr in enumerate(lrs):
+        x = start
+        for size in (lr, 0.7 * lr, 0.4 * lr, 0.1 * lr):
+            apart = (x - model.wte(IDX[:2])) @ model.A
+            unit = apart.sign() if metric == "l1" else apart / apart.norm(dim=-1, keepdim=True)
+            x = x - size * unit @ model.A.T
+        torch.testing.assert_close(found[n], x, atol=1e-4, rtol=1e-4)
+
+
+def test_adam_is_torchs_adam_in_units_of_the_embedding():
+    """The steps of torch.optim.Adam with the same falling rate, from a start of the embedding's scale."""
+    model = build(embd_std=0.02).requires_grad_(False)
+    std, start, steps = model.wte.weight.std().item(), random_start(1, T, C, seed=2), 6
+    x = nn.Parameter(std * start)
+    optimizer = torch.optim.Adam([x], eps=1e-12)
+    target = hidden_states(model, model.embed(IDX[:1]), None)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.1 * std * (1 - 0.9 * step / (steps - 1))
+        optimizer.zero_grad()
+        (hidden_states(model, x, None) - target).abs().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(invert(model, IDX[:1], start, "adam", [0.1], steps)[0], x.data)
+
+
+def test_the_step_falls_to_a_tenth():
+    """On a slope of 1, x falls by size * (1 + 0.55 + 0.1) in three steps, by size in a single one."""
+    for adam in False, True:
+        for steps, factor in (3, 1.65), (1, 1.0):
+            x, size = torch.zeros(2, 1, 1), torch.tensor([1.0, 4.0])
+            x = descend(lambda x: x.sum(dim=(1, 2)), x, size, steps, adam)
+            assert x.flatten().tolist() == pytest.approx([-factor, -4 * factor])
+
+
+@pytest.mark.parametrize("method, lr", [("gd", 0.2), ("adam", 0.2)])
+def test_blocks_that_do_nothing_are_inverted_exactly(method, lr):
+    """Without blocks the hidden states are the embeddings: every token comes back, by either decoding."""
+    model = build()
+    model.blocks = nn.ModuleList()
+    x = invert(model, IDX[:2], random_start(2, T, C, seed=3), method, [lr], 100)[0]
+    for found, true in zip(x, IDX):
+        wte = model.wte.weight.detach()
+        _, nearest = decode(found, wte, torch.linalg.pinv(wte))
+        assert nearest[:, 0].tolist() == true.tolist()
+        assert (found - wte[true]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("method", ["gd", "adam"])
+@pytest.mark.parametrize("model_type", ["mixer", "llama"])
+def test_a_row_does_not_depend_on_the_batch(method, model_type):
+    """Prompts and step sizes together, in parts of 4 rows, or one at a time: the same inputs."""
+    model, lrs = build(model_type=model_type), [0.01, 0.1, 1.0]
+    start = random_start(B, T, C, seed=4)
+    settings = dict(method=method, steps=5, last_n=2)
+    together = invert(model, IDX, start, lrs=lrs, **settings)
+    assert together.shape == (3, B, T, C)
+    in_parts = invert(model, IDX, start, lrs=lrs, batch_size=4, **settings)
+    torch.testing.assert_close(in_parts, together, atol=1e-5, rtol=1e-4)
+    for n, lr in enumerate(lrs):
+        for b in range(B):
+            alone = invert(model, IDX[b:b + 1], start[b:b + 1], lrs=[lr], **settings)
+            torch.testing.assert_close(alone[0, 0], together[n, b], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(random_start(1, T, C, seed=4)[0], start[0])
+    assert not torch.equal(start[0], start[1])
+
+
+def test_only_matched_positions_and_what_they_see_are_moved():
+    """The last 2 tokens are matched: of a causal model, pads get no gradient; of no blocks, nothing else."""
+    model, start = build(), random_start(B, T, C, seed=5)
+    x = invert(model, IDX, start, steps=3, last_n=2)[0]
+    assert torch.equal(x[2, 4:], start[2, 4:]) and not torch.equal(x[2, :4], start[2, :4])
+    model.blocks = nn.ModuleList()
+    moved = (invert(model, IDX, start, steps=3, last_n=2)[0] != start).any(dim=-1)
+    assert torch.equal(moved, matched_positions(IDX, 2))
+
+
+def test_hidden_states_after_a_layer_and_after_the_norm():
+    """After 1 block, after all, and after the final norm; a mixer has none, and is given one."""
+    for model_type in "mixer", "llama":
+        model, x = build(model_type=model_type), random_start(B, T, C, seed=6)
+        torch.testing.assert_close(hidden_states(model, x, 1), model.blocks[0](x))
+        h = hidden_states(model, x, 2)
+        torch.testing.assert_close(h, model.blocks[1](model.blocks[0](x)))
+        centred = h if model_type == "llama" else h - h.mean(dim=-1, keepdim=True)
+        expected = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(hidden_states(model, x, "norm"), expected, atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# metrics
+
+def test_distances_by_hand():
+    """Per position, summed over the mask."""
+    a = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
+    b = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 2.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert distances(a, b, mask, "l1").tolist() == [9.0]
+    assert distances(a, b, mask, "l2").item() == pytest.approx(5 + 2 ** 0.5)
+    assert distances(a, b, torch.tensor([[False, True, False]]), "cosine").item() == pytest.approx(1.0)
+
+
+def test_hamming_leaves_pads_out():
+    """Top 1, top 2, and positions that are not counted, by hand."""
+    idx = torch.tensor([[4, 5, 6, -1], [7, 8, -1, -1]])
+    found = torch.tensor([[[4, 0], [0, 5], [1, 2], [9, 9]], [[7, 1], [8, 1], [-1, -1], [3, 3]]])
+    real = idx >= 0
+    assert hamming(found[..., :1], idx, real).tolist() == pytest.approx([2 / 3, 0])
+    assert hamming(found, idx, real).tolist() == pytest.approx([1 / 3, 0])
+    assert hamming(found, idx, torch.zeros_like(real)).isnan().all()
+
+
+def test_matched_positions_count_from_the_last_token():
+    """The last n tokens before the pads; self and non-self tokens are all tokens."""
+    assert matched_positions(IDX).sum(dim=1).tolist() == [7, 7, 4]
+    last = matched_positions(IDX, 2)
+    assert last[0].nonzero().flatten().tolist() == [5, 6] and last[2].nonzero().flatten().tolist() == [2, 3]
+
+
+def test_decoding_gives_back_embeddings():
+    """C = V: the pseudo-inverse is the inverse, and the token's own logit is 1, the others 0."""
+    wte = torch.randn(C, C, generator=torch.Generator().manual_seed(0))
+    top5, nearest = decode(wte[[3, 0, 7]], wte, torch.linalg.pinv(wte))
+    assert top5.shape == (3, 5) and top5[:, 0].tolist() == [3, 0, 7] and nearest.tolist() == [[3], [0], [7]]
+
+
+def test_marks_stand_at_wrong_tokens():
+    """[brackets] around them, on one line."""
+    class Tokenizer:
+        def decode_single_token_bytes(self, token):
+            return bytes([token])
+    assert mark(list(b"ab\nd"), list(b"axyd"), Tokenizer()) == r"'a[b][\n]d'"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# exact
+
+@pytest.mark.parametrize("layer", [1, None, "norm"])
+@pytest.mark.parametrize("model_type", ["mixer", "gpt", "llama", "hybrid"])
+def test_exact_recovers_every_token(model_type, layer):
+    """From a short descent, and without any, when the order of the candidates says nothing."""
+    model = build(model_type=model_type, block_size=T)
+    for steps, batch_size in (10, 4), (0, 8):
+        found, tried = recover_exactly(model, IDX[1], layer, batch_size=batch_size, steps=steps)
+        assert found == IDX[1].tolist()
+        assert len(tried) == T and 1 <= min(tried) and max(tried) <= V
+
+
+def test_descent_puts_the_right_candidate_in_front():
+    """Fewer candidates than by chance, which is half the vocabulary."""
+    model = build(model_type="llama", vocab_size=997)
+    tried = [sum(recover_exactly(model, IDX[1], steps=steps)[1]) for steps in (30, 0)]
+    assert tried[0] < 0.2 * tried[1]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the script
+
+FAST = "--steps=3", "--n_prompts=2", "--device=cpu"
+FRESH = ("--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_head=5", *FAST)
+
+
+def results(folder):
+    """(rows of invert.csv, content of invert.json)"""
+    with open(f"{folder}/invert.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    with open(f"{folder}/invert.json", encoding="utf-8") as f:
+        return rows, json.load(f)
+
+
+def test_a_checkpoint_is_inverted_by_layer_and_window(run):
+    """A row for each method, step size, layer and T; figure, table and text; several runs in one table."""
+    run("train.py")
+    run("train.py", "--out_dir=out2", "--model_type=llama")
+    arguments = "--compare=out,out2", "--out_dir=both", "--layers=each,norm", "--windows=3,11", *FAST
+    status, out, err = run("invert.py", *arguments, "--methods=gd,adam,exact")
+    assert status == 0, err
+    rows, saved = results("both")
+    assert list(rows[0]) == COLUMNS and len(rows) == 2 * (3 + 1 + 1) * 3 * 2 == len(saved["rows"])
+    assert {row["model"] for row in rows} == {"out", "out2"} and {row["trained"] for row in rows} == {"yes"}
+    assert [row["layer"] for row in rows[:18:6]] == ["1", "2", "norm"]
+    for row in rows:
+        assert 0 <= float(row["hamming_top5"]) <= float(row["hamming_top1"]) <= 1
+        if row["method"] == "exact":
+            assert float(row["hamming_top1"]) == float(row["distance"]) == 0 and row["lr"] == ""
+    assert os.path.getsize("both/invert.png") > 1000
+    assert "   true '" in out and "  found '" in out and "candidates a token" in out
+    table = out.splitlines()[-1 - len(rows):]
+    assert table[0].startswith("model  trained") and len({line.index(" l1 ") for line in table[1:]}) == 1
+
+
+def test_the_last_positions_are_scored_apart(run):
+    """matched=last2: the 2 self tokens in one row, the non-self tokens before them in another."""
+    run("invert.py", *FRESH, "--models=mixer", "--out_dir=last", "--last_n=2", "--methods=gd", "--lrs=0.1")
+    rows, _ = results("last")
+    assert [row["matched"] for row in rows] == ["last2:self", "last2:non-self"]
+    assert {(row["trained"], row["model"]) for row in rows} == {("no", "mixer init=torch")}
+    assert float(rows[0]["hamming_top1"]) * 4 % 1 == 0  # of 2 prompts with 2 tokens each
+
+
+def test_a_text_is_cut_into_padded_prompts(run):
+    """16 tokens in windows of 11: the second prompt has 5 tokens and pads, which no score counts."""
+    with open("prompt.txt", "w", encoding="utf-8") as f:
+        f.write("x" * 16)
+    fresh = *FRESH, "--models=llama", "--out_dir=text", "--methods=exact", "--show=2"
+    status, out, _ = run("invert.py", *fresh, "--start=FILE:prompt.txt")
+    rows, saved = results("text")
+    assert status == 0 and saved["rows"][0]["top1_by_prompt"] == [0.0, 0.0]
+    assert [len(tried) for tried in saved["rows"][0]["tried"]] == [11, 5]
+    assert f"true '{'x' * 11}'" in out and f"true '{'x' * 5}'" in out
+
+
+def test_seeds_and_variants_are_rows_and_a_second_run_resumes(run, refused):
+    """What is there is kept to the digit, a new seed is added; with other settings nothing is mixed."""
+    arguments = (*FRESH, "--models=mixer,gpt", "--embd_stds=1.0,0.02", "--inits=torch,normal",
+                 "--out_dir=table", "--resume=true", "--methods=adam")
+    run("invert.py", *arguments)
+    first, _ = results("table")
+    assert len(first) == len({(row["model"], row["embedding_std"]) for row in first}) == 8
+    status, out, _ = run("invert.py", *arguments, "--seeds=2")
+    second, _ = results("table")
+    assert status == 0 and second[:8] == first and len(second) == 16
+    assert "adam    0.1  l1      all      2      11  4" in out.splitlines()[-1]  # n: 2 prompts, 2 seeds
+    refused("other settings", "invert.py", *arguments, "--steps=4")
+    run("invert.py", *arguments, "--resume=false", "--models=gpt", "--embd_stds=", "--inits=")
+    assert [row["model"] for row in results("table")[0]] == ["gpt init=normal"]
+
+
+def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
+    """train.py gets the model's settings; a stopped run goes on, and a finished one is not repeated."""
+    run("train.py")
+    commands = []
+
+    def train(command):
+        commands.append(command)
+        folder = next(a for a in command if a.startswith("--out_dir=")).removeprefix("--out_dir=")
+        shutil.copytree("out", folder, dirs_exist_ok=True)
+        checkpoint = torch.load(f"{folder}/ckpt.pt", weights_only=True)
+        checkpoint["state"]["seconds"] = 20.0 if len(commands) == 1 else 50.0
+        torch.save(checkpoint, f"{folder}/ckpt.pt")
+        return subprocess.CompletedProcess(command, 130 if len(commands) == 1 else 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    arguments = (*FRESH, "--models=mixer", "--embd_stds=0.02", "--train_seconds=50", "--out_dir=table",
+                 "--methods=adam", "--resume=true", "--layers=all,norm")
+    assert [run("invert.py", *arguments)[0] for _ in range(3)] == [1, 0, 0]
+    assert len(commands) == 2 and "--init_from=scratch" in commands[0] and "--init_from=resume" in commands[1]
+    assert "--embd_std=0.02" in commands[0] and "--max_seconds=50.0" in commands[0]
+    rows, _ = results("table")
+    assert [row["trained"] + row["layer"] for row in rows] == ["no2", "nonorm", "yes2", "yesnorm"]
+
+
+def test_bad_invert_input_is_refused(run, refused):
+    """Each is one line that says what is wrong, status 2."""
+    run("train.py")
+    with open("empty.txt", "w", encoding="utf-8"):
+        pass
+    for message, argument in [
+        ("no prompt", "--start=FILE:empty.txt"), ("cannot read nowhere.txt", "--start=FILE:nowhere.txt"),
+        ("1 to 11 tokens", "--windows=4,12"), ("1 to 5 tokens", "--start=xxxxx --windows=6"),
+        ("layers: '3' is out of range", "--layers=1,3"), ("layers: '0'", "--layers=0"),
+        ("methods: 'sgd' is out of range; possible: gd, adam, exact", "--methods=gd,sgd"),
+        ("metric: 'l3'", "--metric=l3"), ("lrs takes numbers", "--lrs=0.1,fast"), ("steps", "--steps=0"),
+        ("no checkpoint", "--out_dir=nowhere"), ("no dataset in", "--models=mixer --dataset=nowhere"),
+        ("n_embd is for fresh models", "--n_embd=64"), ("model_type is for", "--models=gpt --model_type=gpt"),
+        ("model_type must be", "--models=rnn --dataset=tiny"), ("exact needs", "--methods=exact --last_n=1"),
+    ]:
+        refused(message, "invert.py", "--out_dir=out", *argument.split())
