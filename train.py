@@ -1,10 +1,10 @@
 """
 Train a language model: on a laptop, a GPU, or many (arXiv 2409.01482, sections 2 and 4).
 
-    python train.py config/mixer_tiny.py                              # two cores, minutes python train.py
-    config/mixer_tiny.py --model_type=llama           # any key below or in model.py's ModelConfig python
-    train.py config/mixer_tiny.py --init_from=resume           # go on where it stopped, exactly torchrun
-    --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
+    python train.py config/mixer_tiny.py                         # two cores, two minutes
+    python train.py config/mixer_tiny.py --model_type=llama      # any key below or in model.py's ModelConfig
+    python train.py config/mixer_tiny.py --init_from=resume      # go on where it stopped, exactly
+    torchrun --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
 
 Writes into out_dir: ckpt.pt (the last), best.pt (lowest validation loss), log.csv, config.json and loss.png.
 """
