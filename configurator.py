@@ -4,9 +4,8 @@ Settings of a script: the defaults at its top, then config files, then --key=val
     python train.py config/mixer_tiny.py --max_iters=100 --compile=false
     python train.py --help                     # every key, its default and what it means
 
-A config file holds lines `key = value  # comment`. It is read as data, never executed: a value is a literal
-or arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`), so a file from a stranger can do no
-harm. The defaults of a script are read in the same way, out of its source: --help shows the comment of each.
+A config file holds lines `key = value  # comment`, and so do the defaults in a script. It is read as data,
+never executed: a value is a literal or arithmetic on literals (`5e-4`, `32 * 1024`, `"python"`, `[64, 128]`).
 """
 import ast
 import difflib
@@ -55,8 +54,8 @@ def evaluate(node):
 def read_settings(path):
     """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`.
 
-    Raises ValueError, with path and line, where a line is not `key = value`; OSError where the file cannot be
-    read.
+    Raises ValueError, naming path and line, where a line is not `key = value`; OSError where the file cannot
+    be read.
     """
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
@@ -73,23 +72,40 @@ def read_settings(path):
         for node in ast.parse(text).body:
             line = node.lineno
             match node:
-                case ast.Assign(targets=[ast.Name(id=key)]):
+                case (ast.Assign(targets=[ast.Name(id=key)])
+                      | ast.AnnAssign(target=ast.Name(id=key), value=ast.expr())):
                     value = evaluate(node.value)
-                    types = [type(value).__name__]
-                case ast.AnnAssign(target=ast.Name(id=key)) if node.value:  # `key: float | str = "auto"`
-                    value = evaluate(node.value)
-                    types = ast.unparse(node.annotation).split(" | ")
+                    of = f"[{type(value[0]).__name__}]" if type(value) is list and value else ""
+                    types = ast.unparse(getattr(node, "annotation", ast.Name(type(value).__name__ + of)))
+                    comment = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode().strip("# ")
+                    settings[key] = Setting(value, types.split(" | "), comment)
                 case ast.Expr(value=ast.Constant()):  # the docstring
-                    continue
+                    pass
                 case _:
                     raise ValueError("not a line `key = value`")
-            comment = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode().strip("# ")
-            settings[key] = Setting(value, types, comment)
     except MALFORMED as e:
         line = getattr(e, "lineno", None) or line
         reason = str(e) if type(e) is ValueError else "not a line `key = value`"
         raise ValueError(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}") from None
     return settings
+
+
+def parse(text, kind):
+    """The value of --key=text. Text needs no quotes here, and a list no brackets: `3e-4`, `mixer,gpt`."""
+    if kind.startswith("list[") and not text.startswith("["):
+        return [parse(item.strip(), kind[5:-1]) for item in text.split(",") if item.strip()]
+    with suppress(*MALFORMED):
+        return text if kind == "str" else evaluate(ast.parse(text.strip(), mode="eval").body)
+    return text
+
+
+def convert(value, kind):
+    """The value as the type named kind, such as list[float]; an int is fine for a float. Or TypeError."""
+    if kind.startswith("list[") and type(value) is list:
+        return [convert(item, kind[5:-1]) for item in value]
+    if type(value).__name__ not in (kind, "int" if kind == "float" else kind):
+        raise TypeError
+    return float(value) if kind == "float" else value
 
 
 def configure(argv, *sources):
@@ -105,14 +121,11 @@ def configure(argv, *sources):
         for key, setting in defaults.items():
             print(f"  --{key}={setting.value}".ljust(34), setting.comment)
         raise SystemExit(0)
-    given = []  # (where, key, value)
+    config, given = {key: setting.value for key, setting in defaults.items()}, []  # (where, key, value)
     for argument in argv:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
-            with suppress(*MALFORMED):  # text needs no quotes here, and is taken as it stands
-                if key in defaults and defaults[key].types != ["str"]:
-                    text = evaluate(ast.parse(text.strip(), mode="eval").body)
-            given.append((f"--{key}", key, text))
+            given.append((f"--{key}", key, parse(text, defaults[key].types[0] if key in defaults else "")))
         elif argument.startswith("-"):
             fail(f"{argument}: write --key=value; --help lists the keys")
         else:
@@ -120,15 +133,14 @@ def configure(argv, *sources):
                 given += [(f"{argument}: {key}", key, s.value) for key, s in read_settings(argument).items()]
             except (OSError, ValueError) as e:
                 fail(f"config file {argument}: {e.strerror.lower()}" if isinstance(e, OSError) else e)
-    config = {key: setting.value for key, setting in defaults.items()}
     for where, key, value in given:
         if key not in config:
             near = difflib.get_close_matches(key, config, n=1)
             fail(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "; --help lists them"))
-        types = defaults[key].types
-        if type(value) is int and "int" not in types and "float" in types:
-            value = float(value)
-        if type(value).__name__ not in types:
-            fail(f"{where} takes {' or '.join(types)}, not {value!r:.60}")
-        config[key] = value
+        for kind in defaults[key].types:
+            with suppress(TypeError):
+                config[key] = convert(value, kind)
+                break
+        else:
+            fail(f"{where} takes {' or '.join(defaults[key].types)}, not {value!r:.60}")
     return config

@@ -20,6 +20,8 @@ lr = 1e-3                         # learning rate
 name = "python"                   # name of the data
 fast = True                       # whether to hurry
 sizes = [64, 128]                 # widths
+rates = [0.1, 1.0]                # learning rates
+models: list[str] = []            # names
 threads: int | str = "auto"       # number, or auto
 share: float | str = "auto"       # between 0 and 1, or auto
 batch = 4 * 8                     # windows a step
@@ -79,7 +81,8 @@ def refused(sources, capsys):
 def test_defaults_are_read_and_not_executed(sources):
     """The block of the script and the indented one of a dataclass count, and nothing outside of them."""
     assert configure([], *sources) == {
-        "steps": 100, "lr": 1e-3, "name": "python", "fast": True, "sizes": [64, 128], "threads": "auto",
+        "steps": 100, "lr": 1e-3, "name": "python", "fast": True, "sizes": [64, 128],
+        "rates": [0.1, 1.0], "models": [], "threads": "auto",
         "share": "auto", "batch": 32, "n_layer": 8, "dropout": 0.0}
 
 
@@ -120,21 +123,25 @@ def test_calls_do_not_share_state(sources):
     ("--fast=false", False), ("--fast=False", False), ("--fast=true", True),
     ("--name=tinystories", "tinystories"), ("--name=7", "7"), ("--name=", ""), ("--name=a=b", "a=b"),
     ("--name=../x y.txt", "../x y.txt"), ("--name=true", "true"), ("--name='q'", "'q'"),
-    ("--sizes=[1, 2]", [1, 2]), ("--sizes=[]", []),
+    ("--sizes=[1, 2]", [1, 2]), ("--sizes=[]", []), ("--sizes=5", [5]),
+    ("--sizes=5, 2 * 3,", [5, 6]), ("--sizes=", []),
+    ("--rates=1,0.5", [1.0, 0.5]), ("--rates=[2]", [2.0]), ("--models=gpt,out/a b", ["gpt", "out/a b"]),
+    ("--models=7", ["7"]), ("--models=['a,b', 'c']", ["a,b", "c"]),
     ("--threads=4", 4), ("--threads=auto", "auto"), ("--share=0.5", 0.5), ("--share=1", 1.0),
     ("--share=auto", "auto"),
 ])
 def test_argument_becomes_a_value_of_its_type(argument, value, sources):
     """Numbers, arithmetic, true and false in both spellings, unquoted text; an int is fine for a float."""
     key = argument.removeprefix("--").partition("=")[0]
-    result = configure([argument], *sources)[key]
-    assert result == value and type(result) is type(value)
+    assert repr(configure([argument], *sources)[key]) == repr(value)  # 1 is not 1.0, and [1] not [1.0]
 
 
 @pytest.mark.parametrize("argument, takes", [
     ("--steps=many", "int"), ("--steps=1.5", "int"), ("--steps=true", "int"), ("--steps=", "int"),
     ("--steps=exit()", "int"), ("--steps=None", "int"), ("--lr=fast", "float"), ("--lr=true", "float"),
-    ("--lr=1/0", "float"), ("--fast=1", "bool"), ("--fast=yes", "bool"), ("--sizes=5", "list"),
+    ("--lr=1/0", "float"), ("--fast=1", "bool"), ("--fast=yes", "bool"), ("--sizes=5,a", "list[int]"),
+    ("--sizes=1.5", "list[int]"), ("--rates=0.1,fast", "list[float]"), ("--rates=true", "list[float]"),
+    ("--models=[1]", "list[str]"),
     ("--threads=1.5", "int or str"), ("--share=[1]", "float or str"),
 ])
 def test_value_of_another_type_is_refused(argument, takes, refused):
