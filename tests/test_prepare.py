@@ -1,4 +1,4 @@
-"""prepare.py: text gets into the token files unaltered, and no error costs the user a dataset."""
+"""prepare.py and documents.py: text gets into the token files unaltered, and no error costs a dataset."""
 import base64
 import json
 import re
@@ -11,10 +11,12 @@ import pyarrow.parquet
 import pytest
 import tiktoken
 
+import documents
 import prepare as module
 from configurator import read_settings
 from dataset import build_tokenizer, load_meta, load_tokens
-from prepare import choose_side, first_mb, make_tokenizer, prepare, read_text, split_documents, split_python
+from documents import HUB, choose_side, first_mb, read_text, split_documents, split_python
+from prepare import make_tokenizer, prepare
 
 EOT = "<|endoftext|>"
 HOSTILE = ["", " ", "\n", "\r\n", "a\r\nb\rc\n", "\t\x00\x7f\x0b", "naïve café A\u030a",
@@ -257,17 +259,17 @@ def test_python_dataset_takes_source_and_leaves_out_the_rest(tmp_path, monkeypat
             "pkg/__init__.py": " \n"}
     for path, text in (kept | left).items():
         write(tmp_path / "lib" / path, text)
-    monkeypatch.setattr(module, "python_roots", lambda: [tmp_path / "lib"])
-    documents = list(first_mb(split_python(0.5), 0))
-    assert [text for _, text in documents] == [kept[path] for path in sorted(kept)]
-    assert [side for side, _ in documents] == [choose_side(path.encode(), 0.5) for path in sorted(kept)]
+    monkeypatch.setattr(documents, "python_roots", lambda: [tmp_path / "lib"])
+    found = list(first_mb(split_python(0.5), 0))
+    assert [text for _, text in found] == [kept[path] for path in sorted(kept)]
+    assert [side for side, _ in found] == [choose_side(path.encode(), 0.5) for path in sorted(kept)]
 
 
 def test_python_dataset_from_files_to_bins(run, tmp_path, monkeypatch, capsys):
     """The default command, on a small library; the next command is printed."""
     for i in range(60):
         write(tmp_path / f"lib/m{i}.py", f"x = {i}\ny = '{EOT}'\n" * 5)
-    monkeypatch.setattr(module, "python_roots", lambda: [tmp_path / "lib"])
+    monkeypatch.setattr(documents, "python_roots", lambda: [tmp_path / "lib"])
     run()
     texts = decoded(tmp_path / "data/python", "train") + decoded(tmp_path / "data/python", "val")
     assert sorted(texts) == sorted(f"x = {i}\ny = '{EOT}'\n" * 5 for i in range(60))
@@ -282,7 +284,7 @@ def test_text_is_cut_at_separators(piece_bytes, tmp_path, monkeypatch):
     """On lines of their own, inside lines, doubled, at the ends: documents are what stands between."""
     text = (f"\ufeff{EOT}\nfirst\r\nline  \r\n{EOT}\r\n\r\n  second{EOT}third{EOT}{EOT}\n\n{EOT}\n"
             "last\u2028\x85 line\n")
-    monkeypatch.setattr(module, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(documents, "PIECE_BYTES", piece_bytes)
     texts = [text for text in read_text(write(tmp_path / "a.txt", text)) if text]
     assert texts == ["first\r\nline  ", "  second", "third", "last\u2028\x85 line"]
 
@@ -339,8 +341,8 @@ def offline(monkeypatch, tmp_path):
 
 def use_local(monkeypatch, name, files):
     """Have datasets.load_dataset read local files in the place of a hub dataset; column and split stay."""
-    _, text_key, val = module.HUB[name]
-    monkeypatch.setitem(module.HUB, name, ({"path": "parquet", "data_files": files}, text_key, val))
+    _, text_key, val = HUB[name]
+    monkeypatch.setitem(HUB, name, ({"path": "parquet", "data_files": files}, text_key, val))
 
 
 def test_hub_split_for_validation_is_used(run, tmp_path, monkeypatch, offline):
