@@ -1,9 +1,11 @@
 """
-What several scripts need: files that are replaced in one go, device and dtype, checkpoints, the curve.
+What several scripts need: files that are replaced in one go, device and dtype, checkpoints, runs, figures.
 """
 import contextlib
 import csv
 import os
+import subprocess
+import sys
 import time
 
 import torch
@@ -125,29 +127,63 @@ def start_log(out_dir, columns, keep_until=None):
         writer.writerows(rows)
 
 
-def plot_logs(log_paths, image_path, x="tokens"):
-    """Draw the validation loss of each log.csv over x, a column of it; of a single one the training loss too.
+def train_run(out_dir, **settings):
+    """Have train.py make the run out_dir with these settings (a budget among them), or go on with it; it does
+    nothing if that has finished. If train.py fails, the program ends with one line, status 1."""
+    path, init_from = os.path.join(out_dir, "ckpt.pt"), "scratch"
+    if os.path.exists(path):
+        used, init_from = load_checkpoint(path)["state"], "resume"
+        for budget, unit in ("max_iters", "iter"), ("max_tokens", "tokens"), ("max_seconds", "seconds"):
+            if 0 < settings.get(budget, 0) <= used[unit]:
+                return
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
+    settings = settings | {"out_dir": out_dir, "init_from": init_from}
+    if subprocess.run([sys.executable, script, *(f"--{k}={v}" for k, v in settings.items())]).returncode:
+        fail("train.py has failed, as it says above; the same command will go on from there", status=1)
 
-    log_paths: {label: path}. Without matplotlib it says so and does nothing.
-    """
+
+def read_prompt(text):
+    """The text of a prompt: as it stands, or, for FILE:path, what the file holds."""
+    if not text.startswith("FILE:"):
+        return text
+    path = os.path.expanduser(text.removeprefix("FILE:"))
     try:
-        import matplotlib
+        with open(path, encoding="utf-8", newline="") as f:
+            return f.read()
+    except OSError as e:
+        fail(f"cannot read {path}: {e.strerror.lower()}")
+    except UnicodeDecodeError as e:
+        fail(f"{path} is not UTF-8 text: wrong byte at offset {e.start}")
+
+
+def save_figure(path, draw, **options):
+    """Make the image `path` (PNG) of what draw(axes) draws on the axes of plt.subplots(**options). Without
+    matplotlib it says so and does nothing: a run does not end with an error for want of a picture."""
+    try:
+        import matplotlib  # here, because it takes a second
     except ImportError:
-        print(f"no {image_path}: it needs matplotlib")
-        return
+        return print(f"no {path}: it needs matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    fig, ax = plt.subplots(figsize=(7, 4.5))
-    for label, path in log_paths.items():
-        with open(path, encoding="utf-8", newline="") as f:
-            rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-        for column in ("val_loss", "train_loss")[:2 if len(log_paths) == 1 else 1]:
-            points = [(float(row[x]), float(row[column])) for row in rows if row[column]]
-            style = dict(marker="o", ms=3) if column == "val_loss" else dict(lw=0.8, alpha=0.6)
-            ax.plot(*zip(*points), label=f"{label} {column.replace('_', ' ')}".strip(), **style)
-    ax.set(xlabel=x, ylabel="loss, nats a token")
-    ax.grid(alpha=0.3)
-    ax.legend()
-    with replacing(image_path) as f:
+    fig, axes = plt.subplots(**options)
+    draw(axes)
+    with replacing(path) as f:
         fig.savefig(f, format="png", dpi=120, bbox_inches="tight")
     plt.close(fig)
+
+
+def plot_logs(log_paths, image_path, x="tokens"):
+    """Draw the validation loss of each log.csv over x, a column of it; of a single one the training loss too.
+    log_paths: {label: path}."""
+    def draw(ax):
+        for label, path in log_paths.items():
+            with open(path, encoding="utf-8", newline="") as f:
+                rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
+            for column in ("val_loss", "train_loss")[:2 if len(log_paths) == 1 else 1]:
+                points = [(float(row[x]), float(row[column])) for row in rows if row[column]]
+                style = dict(marker="o", ms=3) if column == "val_loss" else dict(lw=0.8, alpha=0.6)
+                ax.plot(*zip(*points), label=f"{label} {column.replace('_', ' ')}".strip(), **style)
+        ax.set(xlabel=x, ylabel="loss, nats a token")
+        ax.grid(alpha=0.3)
+        ax.legend()
+    save_figure(image_path, draw, figsize=(7, 4.5))

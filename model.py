@@ -349,9 +349,8 @@ class LanguageModel(nn.Module):
         return self.lm_head(self.final_norm(x))
 
     def forward(self, idx, targets=None, return_logits=True):
-        """idx, targets (B, T) int64 -> logits (B, T, V) and the mean cross-entropy in nats, None without
-        targets. A target of -1 is not counted. return_logits=False gives None for the logits: much memory
-        need not be kept."""
+        """idx, targets (B, T) int64 -> logits (B, T, V), and the mean cross-entropy in nats, None without
+        targets. A target of -1 is not counted. return_logits=False saves their memory: None instead."""
         logits, loss = self.head(self.run_blocks(self.embed(idx))), None                  # (B, T, V)
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
@@ -365,9 +364,8 @@ class LanguageModel(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
     def estimate_flops(self, T=None):
-        """Forward FLOPs a token in a window of T tokens (block_size if None); training costs 3 times that. By
-        the shapes of the matmuls: a weight of a (T, T) matrix works for all C channels, so 6 N would be far
-        off."""
+        """Forward FLOPs a token in a window of T tokens (block_size if None), by the shapes of the matmuls: a
+        (T, T) weight works for all C channels, so 6 N would be far off. Training costs 3 times that."""
         T = T or self.config.block_size
         linear = sum(2 * T * m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         mixing = sum(m.flops(T) for m in self.modules() if isinstance(m, (Attention, MaskedConv)))

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from common import autocast, choose_device, choose_dtype, load_model
+from common import autocast, choose_device, choose_dtype, load_model, read_prompt
 from configurator import configure, fail
 from dataset import stream_text
 from model import Cache
@@ -88,16 +88,7 @@ if __name__ == "__main__":
         fail("num_samples, max_new_tokens and top_k must be 1 or more")
     if temperature < 0 or not 0 < top_p <= 1:
         fail("temperature must be 0 or more, and top_p in (0, 1]")
-    if start.startswith("FILE:"):
-        path = os.path.expanduser(start.removeprefix("FILE:"))
-        try:
-            with open(path, encoding="utf-8", newline="") as f:
-                start = f.read()
-        except OSError as e:
-            fail(f"cannot read {path}: {e.strerror.lower()}")
-        except UnicodeDecodeError as e:
-            fail(f"{path} is not UTF-8 text: wrong byte at offset {e.start}")
-
+    start = read_prompt(start)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     model, tokenizer, state = load_model(os.path.join(out_dir, checkpoint), device)

@@ -279,10 +279,7 @@ def learning_rate_at(it, progress):
 # ------------------------------------------------------------------------------------------------------------
 # compilation, before the clock starts: gradients that nobody uses, and one evaluation
 
-def distribute(module):
-    return DistributedDataParallel(module) if ddp else module
-
-
+distribute = DistributedDataParallel if ddp else lambda module: module
 model = distribute(torch.compile(raw_model) if compile else raw_model)
 clock = time.perf_counter()
 try:

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn as nn
 
-from invert import (COLUMNS, decode, descend, distances, hamming, hidden_states, invert, mark,
-                    matched_positions, random_start, recover_exactly)
+from inversion import (decode, descend, distances, hamming, hidden_states, invert, matched_positions,
+                       random_start, recover_exactly)
+from invert import COLUMNS, mark
 from model import LanguageModel, ModelConfig
 
 B, T, C, V = 3, 7, 10, 29
@@ -284,16 +285,16 @@ def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
         folder = next(a for a in command if a.startswith("--out_dir=")).removeprefix("--out_dir=")
         shutil.copytree("out", folder, dirs_exist_ok=True)
         checkpoint = torch.load(f"{folder}/ckpt.pt", weights_only=True)
-        checkpoint["state"]["seconds"] = 20.0 if len(commands) == 1 else 50.0
+        checkpoint["state"]["tokens"] = 20 if len(commands) == 1 else 50
         torch.save(checkpoint, f"{folder}/ckpt.pt")
         return subprocess.CompletedProcess(command, 130 if len(commands) == 1 else 0)
 
     monkeypatch.setattr(subprocess, "run", train)
-    arguments = (*FRESH, "--models=mixer", "--embd_stds=0.02", "--train_seconds=50", "--out_dir=table",
+    arguments = (*FRESH, "--models=mixer", "--embd_stds=0.02", "--train_tokens=50", "--out_dir=table",
                  "--methods=adam", "--resume=true", "--layers=all,norm")
     assert [run("invert.py", *arguments)[0] for _ in range(3)] == [1, 0, 0]
     assert len(commands) == 2 and "--init_from=scratch" in commands[0] and "--init_from=resume" in commands[1]
-    assert "--embd_std=0.02" in commands[0] and "--max_seconds=50.0" in commands[0]
+    assert "--embd_std=0.02" in commands[0] and "--max_tokens=50" in commands[0]
     rows, _ = results("table")
     assert [row["trained"] + row["layer"] for row in rows] == ["no2", "nonorm", "yes2", "yesnorm"]
 
@@ -308,7 +309,7 @@ def test_bad_invert_input_is_refused(run, refused):
         ("1 to 11 tokens", "--windows=4,12"), ("1 to 5 tokens", "--start=xxxxx --windows=6"),
         ("layers: '3' is out of range", "--layers=1,3"), ("layers: '0'", "--layers=0"),
         ("methods: 'sgd' is out of range; possible: gd, adam, exact", "--methods=gd,sgd"),
-        ("metric: 'l3'", "--metric=l3"), ("lrs takes numbers", "--lrs=0.1,fast"), ("steps", "--steps=0"),
+        ("metric: 'l3'", "--metric=l3"), ("lrs takes list[float]", "--lrs=0.1,fast"), ("steps", "--steps=0"),
         ("no checkpoint", "--out_dir=nowhere"), ("no dataset in", "--models=mixer --dataset=nowhere"),
         ("n_embd is for fresh models", "--n_embd=64"), ("model_type is for", "--models=gpt --model_type=gpt"),
         ("model_type must be", "--models=rnn --dataset=tiny"), ("exact needs", "--methods=exact --last_n=1"),
