@@ -1,0 +1,70 @@
+"""common.py: files are replaced whole or not at all, finished runs are not repeated, a figure is no must."""
+import builtins
+import subprocess
+
+import pytest
+import torch
+
+from common import read_prompt, replacing, save_figure, train_run
+from model import LanguageModel, ModelConfig
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, capsys):
+    """What fails half-way leaves the old file, and no temporary one."""
+    path = tmp_path / "file.txt"
+    with replacing(path, "w") as f:
+        f.write("naïve")
+    assert path.read_bytes() == "naïve".encode()
+    with pytest.raises(SystemExit) as exit_info, replacing(path, "w") as f:
+        f.write("half")
+        raise OSError(28, "No space left on device")
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == f"error: cannot write {path}: no space left on device\n"
+    assert path.read_bytes() == "naïve".encode() and list(tmp_path.iterdir()) == [path]
+
+
+def test_without_matplotlib_a_figure_is_a_notice(tmp_path, monkeypatch, capsys):
+    """A run on a bare machine does not end with an error after hours."""
+    def no_matplotlib(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError
+        return original(name, *args, **kwargs)
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    save_figure(tmp_path / "a.png", lambda axes: None)
+    assert capsys.readouterr().out == f"no {tmp_path / 'a.png'}: it needs matplotlib\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_is_text_or_a_file(tmp_path, monkeypatch):
+    """Line ends stay as they are; ~ is the home folder."""
+    (tmp_path / "prompt.txt").write_bytes("a\r\nü\n".encode())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert read_prompt(f"FILE:{tmp_path}/prompt.txt") == read_prompt("FILE:~/prompt.txt") == "a\r\nü\n"
+    assert read_prompt("file: a") == "file: a" and read_prompt("") == ""
+
+
+@pytest.mark.parametrize("budget, unit", [("max_iters", "iter"), ("max_tokens", "tokens"),
+                                          ("max_seconds", "seconds")])
+def test_a_finished_run_is_not_repeated(budget, unit, tmp_path, monkeypatch):
+    """By each budget: a new run starts, a stopped one resumes, a finished one is left alone."""
+    commands, results = [], [0, 0, 1]
+    def start(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, results[len(commands) - 1])
+    monkeypatch.setattr(subprocess, "run", start)
+    out_dir = tmp_path / "run"
+    train_run(out_dir, **{budget: 5})
+    assert commands[0][2:] == [f"--{budget}=5", f"--out_dir={out_dir}", "--init_from=scratch"]
+    out_dir.mkdir()
+    config = dict(block_size=3, n_layer=1, n_embd=2, vocab_size=5)
+    state = {"iter": 0, "tokens": 0, "seconds": 0.0}
+    for used in 4, 5:
+        torch.save({"model_config": config, "model": LanguageModel(ModelConfig(**config)).state_dict(),
+                    "state": state | {unit: used}}, out_dir / "ckpt.pt")
+        train_run(out_dir, **{budget: 5})
+    assert len(commands) == 2 and commands[1][-1] == "--init_from=resume"
+    with pytest.raises(SystemExit) as exit_info:
+        train_run(out_dir, **{budget: 6})
+    assert exit_info.value.code == 1
