@@ -5,9 +5,11 @@ It is a folder with train.bin, val.bin, meta.json and tokenizer.tiktoken, made b
 """
 import base64
 import codecs
+import contextlib
 import functools
 import json
 import os
+import shutil
 
 import numpy as np
 import tiktoken
@@ -16,6 +18,31 @@ import torch
 from configurator import fail
 
 END_OF_TEXT = "<|endoftext|>"
+
+
+@contextlib.contextmanager
+def replacing_folder(folder, files):
+    """A temporary folder that takes the place of `folder` at the end; `files` are the names of a dataset's
+    files. Interrupted or out of disk, the program ends with one line, and `folder` stays as it was."""
+    temporary, old = f"{folder}.tmp", f"{folder}.old"  # they are left over only where a run was killed
+    try:
+        if os.path.exists(folder) and not set(os.listdir(folder)) <= files:
+            fail(f"{folder} holds files that are not a dataset's: move them, or give --dataset=NAME")
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        try:
+            yield temporary
+            if os.path.exists(folder):
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(folder, old)
+            os.rename(temporary, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        fail(f"cannot write {folder}: {(e.strerror or str(e)).lower()}", status=1)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written", status=130)
 
 
 def load_meta(folder):

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import sysconfig
-from functools import partial
 from pathlib import Path
 
 from dataset import END_OF_TEXT
@@ -70,27 +69,28 @@ def read_text(path):
     yield "".join(parts).strip("\r\n")
 
 
-def read_jsonl(path, text_key):
-    """The text of one JSON object a line."""
+def read_jsonl(path):
+    """(where, row): a line of the file, by name and number, and its JSON object, a dict. Blank lines go."""
     lines = (line for piece in read_pieces(path) for line in io.StringIO(piece, newline="\n"))
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line) if line.strip() else {text_key: ""}
+            row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as e:
             raise Unusable(f"{where} is not JSON: {getattr(e, 'msg', e)}") from None
-        if not isinstance(row, dict):
-            raise Unusable(f"{where} is not a JSON object like {{{json.dumps(text_key)}: ...}}")
-        yield text_of(row, text_key, where)
+        if isinstance(row, dict):
+            yield where, row
+        elif line.strip():
+            raise Unusable(f"{where} is not a JSON object like {{\"text\": ...}}")
 
 
-def read_rows(load, split, text_key, problem, status):
-    """The text of the rows that datasets.load_dataset(**load) streams; `problem` begins the error line."""
+def read_rows(load, split, problem, status):
+    """(where, row): the rows that datasets.load_dataset(**load) streams; `problem` begins the error line."""
     try:
         import datasets
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports each of its retries
         for row in datasets.load_dataset(**load, split=split, streaming=True):
-            yield text_of(row, text_key, load["path"])
+            yield load["path"], row
     except ImportError:
         raise Unusable(f"{problem}: it takes pip install datasets", 1) from None
     except Unusable:
@@ -99,8 +99,8 @@ def read_rows(load, split, text_key, problem, status):
         raise Unusable(f"{problem}: {(str(e) or type(e).__name__).splitlines()[0]}", status) from None
 
 
-def text_of(row, text_key, where):
-    """The text of a row (a dict), "" for a missing value."""
+def text_of(where, row, text_key):
+    """The text of a row (a dict), "" for a missing value; `where` it is, for the error line."""
     text = row.get(text_key)
     if text_key not in row:
         raise Unusable(f"{where}: no {text_key!r} among the keys {', '.join(row)}; give --text_key=KEY")
@@ -117,10 +117,11 @@ def read_input(path, text_key):
     for file in files:
         match file.suffix.lower():
             case ".jsonl":
-                yield from read_jsonl(file, text_key)
+                yield from (text_of(*line, text_key) for line in read_jsonl(file))
             case ".parquet":
                 load = {"path": "parquet", "data_files": str(file)}
-                yield from read_rows(load, "train", text_key, f"cannot read {file}", status=2)
+                rows = read_rows(load, "train", f"cannot read {file}", status=2)
+                yield from (text_of(*row, text_key) for row in rows)
             case _:
                 yield from read_text(file)
 
@@ -173,12 +174,14 @@ def split_hub(name, val_fraction):
     """A dataset of HUB; its own validation split, if it has one, comes first."""
     load, text_key, val = HUB[name]
     problem = f"cannot load {name} from the hub (text of your own needs no network: --input=FILE)"
-    read = partial(read_rows, load, text_key=text_key, problem=problem, status=1)
+
+    def read(split):
+        return (text_of(*row, text_key) for row in read_rows(load, split, problem, status=1))
     if val:
-        yield from (("val", text) for text in read(split=val))
-        yield from (("train", text) for text in read(split="train"))
+        yield from (("val", text) for text in read(val))
+        yield from (("train", text) for text in read("train"))
     else:
-        yield from split_documents(read(split="train"), val_fraction)
+        yield from split_documents(read("train"), val_fraction)
 
 
 def first_mb(documents, max_mb):

@@ -20,7 +20,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +30,7 @@ import tiktoken
 from tqdm import tqdm
 
 from configurator import configure, fail
-from dataset import build_tokenizer
+from dataset import build_tokenizer, replacing_folder
 from documents import HUB, Unusable, first_mb, read_input, split_documents, split_hub, split_python
 
 # defaults: change one with --key=value
@@ -168,30 +167,14 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
         fail(f"dataset {dataset!r} names a folder: use letters, digits, dots, - and _")
 
     folder = os.path.join(os.path.expanduser(data_dir), dataset)
-    temporary, old = f"{folder}.tmp", f"{folder}.old"  # they are left over only where a run was killed
-    try:
-        if os.path.exists(folder) and not set(os.listdir(folder)) <= FILES:
-            fail(f"{folder} holds files that are not a dataset's: move them, or give --dataset=NAME")
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary)
+    with replacing_folder(folder, FILES) as temporary:
         try:
             meta = {"name": dataset, "source": source, "options": options}
             meta |= write_dataset(split, tokenizer, vocab_size, max_mb, temporary)
-            with open(f"{temporary}/meta.json", "w", encoding="utf-8", newline="\n") as f:
-                json.dump(meta, f, indent=1)
-            if os.path.exists(folder):
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(folder, old)
-            os.rename(temporary, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except Unusable as e:
-        fail(*e.args)
-    except OSError as e:
-        fail(f"cannot write {folder}: {(e.strerror or str(e)).lower()}", status=1)
-    except KeyboardInterrupt:
-        fail("interrupted; nothing was written", status=130)
+        except Unusable as e:
+            fail(*e.args)
+        with open(f"{temporary}/meta.json", "w", encoding="utf-8", newline="\n") as f:
+            json.dump(meta, f, indent=1)
     if tokenizer == "bpe" and meta["vocab_size"] < vocab_size:
         print(f"the text is too short for {vocab_size} ids; the vocabulary has {meta['vocab_size']}")
     train, val = meta["train"], meta["val"]
