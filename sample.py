@@ -34,7 +34,7 @@ compile = False             # torch.compile: slow to start, worth it for long sa
 # end of defaults
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0,
              stop_token=None, cached=True):
     """Continue a batch of prompts; yields after each step a list with the new token id of each prompt.
