@@ -118,6 +118,64 @@ def plot(rows, path):
     save_figure(path, draw, ncols=2, figsize=(11, 4.5), sharey=True)
 
 
+def fresh_models(seeds):
+    """The models of the settings models, embd_stds and inits, with each seed, untrained and trained: a list
+    of (first columns of its rows, ModelConfig, meta, dataset, checkpoint or None)."""
+    found, name_of_data = [], dataset or "python"
+    meta = load_meta(os.path.join(data_dir, name_of_data))
+    options = {f.name: config[f.name] for f in fields(ModelConfig) if f.name in config}
+    for name, std, init, seed in itertools.product(models, embd_stds or [options["embd_std"]],
+                                                   inits or [options["init"]], seeds):
+        options |= dict(model_type=name, embd_std=std, init=init, vocab_size=meta["vocab_size"])
+        try:
+            c, own_init = ModelConfig(**options), ModelConfig(model_type=name).init
+        except ValueError as e:
+            fail(e)
+        run = dict(model=f"{name} init={c.init}", trained="no", embedding_std=c.embd_std, seed=seed)
+        found.append((run, c, meta, name_of_data, None))
+        if train_tokens and (seed == seeds[0] or c.init == own_init):  # all would take twice as long
+            path = os.path.join(out_dir, f"{name}_{c.init}_{c.embd_std:g}_{seed}", "ckpt.pt")
+            found.append((run | dict(trained="yes"), c, meta, name_of_data, path))
+    return found
+
+
+def saved_models(seeds):
+    """Those of the runs in `compare`, or of the one in out_dir, in the same form; a seed is the descent's."""
+    found = []
+    for folder in compare or [out_dir]:
+        path = os.path.join(folder, "ckpt.pt")
+        state = load_checkpoint(path)
+        c, data = ModelConfig(**state["model_config"]), dataset or state["config"]["dataset"]
+        run = dict(model=os.path.normpath(folder), trained="yes", embedding_std=c.embd_std)
+        found += [(run | dict(seed=seed), c, state["meta"], data, path) for seed in seeds]
+    return found
+
+
+def plan_tasks(found):
+    """What to do with the models, so that all is checked before anything takes time: a list of (run,
+    ModelConfig, checkpoint, tokenizer, prompts (B, T), method, layer, T)."""
+    plan = []
+    for run, c, meta, data, path in found:
+        tokenizer, folder = build_tokenizer(meta), os.path.join(data_dir, data)
+        ids = tokenizer.encode_ordinary(text) if text else load_tokens(folder, "val", meta)
+        longest = min(c.block_size, len(ids) if text else len(ids) - 1)
+        Ts = windows or [longest]
+        T = max(Ts)  # shorter windows see the beginning of the longest
+        if min(Ts) < 1 or T > longest:
+            fail(f"windows can have 1 to {longest} tokens, by block_size and the text; got {Ts}")
+        starts = range(0, len(ids), T) if text else validation_windows(len(ids), T, n_prompts)
+        pieces = [torch.tensor([*map(int, ids[i:i + T])]) for i in starts[:n_prompts]]
+        prompts = nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)   # (B, T)
+        depths = {str(n): [n] for n in range(1, c.n_layer + 1)}
+        depths |= {"all": [c.n_layer], "each": [*range(1, c.n_layer + 1)], "norm": ["norm"]}
+        check("layers", layers, depths)
+        if "exact" in methods and (last_n or not c.causal):
+            fail("exact needs a causal model, and the states of all positions: --last_n=0")
+        for method, layer, T in itertools.product(methods, sum((depths[item] for item in layers), []), Ts):
+            plan.append((run, c, path, tokenizer, prompts, method, layer, T))
+    return plan
+
+
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
@@ -139,52 +197,8 @@ if __name__ == "__main__":
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
 
-    # each model: the first columns of its rows, its config, dataset and checkpoint
-    runs, all_seeds = [], range(seed, seed + seeds)
-    if models:
-        dataset = dataset or "python"
-        meta = load_meta(os.path.join(data_dir, dataset))
-        options = {f.name: config[f.name] for f in fields(ModelConfig) if f.name in config}
-        for name, std, other, s in itertools.product(models, embd_stds or [options["embd_std"]],
-                                                     inits or [options["init"]], all_seeds):
-            options |= dict(model_type=name, embd_std=std, init=other, vocab_size=meta["vocab_size"])
-            try:
-                c, own_init = ModelConfig(**options), ModelConfig(model_type=name).init
-            except ValueError as e:
-                fail(e)
-            run = dict(model=f"{name} init={c.init}", trained="no", embedding_std=c.embd_std, seed=s)
-            runs.append((run, c, meta, dataset, None))
-            if train_tokens and (s == seed or c.init == own_init):  # all would take twice as long
-                path = os.path.join(out_dir, f"{name}_{c.init}_{c.embd_std:g}_{s}", "ckpt.pt")
-                runs.append((run | dict(trained="yes"), c, meta, dataset, path))
-    for run_dir in [] if models else compare or [out_dir]:
-        path = os.path.join(run_dir, "ckpt.pt")
-        state = load_checkpoint(path)
-        c, data = ModelConfig(**state["model_config"]), dataset or state["config"]["dataset"]
-        run = dict(model=os.path.normpath(run_dir), trained="yes", embedding_std=c.embd_std)
-        runs += [(run | dict(seed=s), c, state["meta"], data, path) for s in all_seeds]
-
-    # what to do with each: all is checked before anything takes time
-    plan = []
-    for run, c, meta, data, path in runs:
-        tokenizer, data = build_tokenizer(meta), os.path.join(data_dir, data)
-        ids = tokenizer.encode_ordinary(text) if text else load_tokens(data, "val", meta)
-        longest = min(c.block_size, len(ids) if text else len(ids) - 1)
-        Ts = windows or [longest]
-        T = max(Ts)  # shorter windows see the beginning of the longest
-        if min(Ts) < 1 or T > longest:
-            fail(f"windows can have 1 to {longest} tokens, by block_size and the text; got {Ts}")
-        starts = range(0, len(ids), T) if text else validation_windows(len(ids), T, n_prompts)
-        pieces = [torch.tensor([*map(int, ids[i:i + T])]) for i in starts[:n_prompts]]
-        prompts = nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)   # (B, T)
-        depths = {str(n): [n] for n in range(1, c.n_layer + 1)}
-        depths |= {"all": [c.n_layer], "each": [*range(1, c.n_layer + 1)], "norm": ["norm"]}
-        check("layers", layers, depths)
-        depths = [depth for item in layers for depth in depths[item]]
-        if "exact" in methods and (last_n or not c.causal):
-            fail("exact needs a causal model, and the states of all positions: --last_n=0")
-        plan += [(run, c, path, tokenizer, prompts, *task) for task in itertools.product(methods, depths, Ts)]
-
+    all_seeds = range(seed, seed + seeds)
+    plan = plan_tasks(fresh_models(all_seeds) if models else saved_models(all_seeds))
     rows, json_path, loaded = [], os.path.join(out_dir, "invert.json"), None
     settings = {key: value for key, value in config.items() if key not in FREE}
     if resume and os.path.exists(json_path):
@@ -204,7 +218,7 @@ if __name__ == "__main__":
             if models and path:
                 shape = {key: value for key, value in asdict(c).items() if key != "vocab_size"}
                 train_run(os.path.dirname(path), **TRAINING, **shape, max_tokens=train_tokens,
-                          dataset=dataset, data_dir=data_dir, device=device, seed=run["seed"])
+                          dataset=dataset or "python", data_dir=data_dir, device=device, seed=run["seed"])
             torch.manual_seed(run["seed"])
             model, loaded = load_model(path, device)[0] if path else LanguageModel(c), run
             model = model.to(device).eval().requires_grad_(False)
