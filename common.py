@@ -1,5 +1,5 @@
 """
-What several scripts need: files that are replaced in one go, device and dtype, checkpoints, runs, figures.
+What several scripts need: files that are replaced in one go, device and dtype, checkpoints, runs.
 """
 import contextlib
 import csv
@@ -75,6 +75,16 @@ def measure_peak_flops(device, dtype):
         (a @ a)[0, 0].item()  # .item() waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * size ** 3 / best
+
+
+def peak_memory_mb(device):
+    """The most memory that this process has had so far: on a CUDA device, else in RAM (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    with contextlib.suppress(ImportError):
+        import resource
+        unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 20
 
 
 def load_checkpoint(path):
@@ -154,36 +164,3 @@ def read_prompt(text):
         fail(f"cannot read {path}: {e.strerror.lower()}")
     except UnicodeDecodeError as e:
         fail(f"{path} is not UTF-8 text: wrong byte at offset {e.start}")
-
-
-def save_figure(path, draw, **options):
-    """Make the image `path` (PNG) of what draw(axes) draws on the axes of plt.subplots(**options). Without
-    matplotlib it says so and does nothing: a run does not end with an error for want of a picture."""
-    try:
-        import matplotlib  # here, because it takes a second
-    except ImportError:
-        return print(f"no {path}: it needs matplotlib")
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    fig, axes = plt.subplots(**options)
-    draw(axes)
-    with replacing(path) as f:
-        fig.savefig(f, format="png", dpi=120, bbox_inches="tight")
-    plt.close(fig)
-
-
-def plot_logs(log_paths, image_path, x="tokens"):
-    """Draw the validation loss of each log.csv over x, a column of it; of a single one the training loss too.
-    log_paths: {label: path}."""
-    def draw(ax):
-        for label, path in log_paths.items():
-            with open(path, encoding="utf-8", newline="") as f:
-                rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-            for column in ("val_loss", "train_loss")[:2 if len(log_paths) == 1 else 1]:
-                points = [(float(row[x]), float(row[column])) for row in rows if row[column]]
-                style = dict(marker="o", ms=3) if column == "val_loss" else dict(lw=0.8, alpha=0.6)
-                ax.plot(*zip(*points), label=f"{label} {column.replace('_', ' ')}".strip(), **style)
-        ax.set(xlabel=x, ylabel="loss, nats a token")
-        ax.grid(alpha=0.3)
-        ax.legend()
-    save_figure(image_path, draw, figsize=(7, 4.5))

@@ -24,9 +24,10 @@ import torch
 import torch.nn as nn
 
 from common import (autocast, choose_device, choose_dtype, load_checkpoint, load_model, read_prompt,
-                    replacing, save_figure, train_run)
+                    replacing, train_run)
 from configurator import configure, fail
 from dataset import build_tokenizer, load_meta, load_tokens, validation_windows
+from figures import save_figure
 from inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
                        recover_exactly)
 from model import LanguageModel, ModelConfig

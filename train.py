@@ -23,11 +23,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops, plot_logs,
-                    replacing, start_log)
+from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops,
+                    peak_memory_mb, replacing, start_log)
 from configurator import configure, fail
 from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, stream_text, training_windows,
                      validation_windows)
+from figures import plot_logs
 from model import LanguageModel, ModelConfig
 from sample import generate
 
@@ -210,9 +211,8 @@ def log(row, progress):
 # gradients, optimizer step, evaluation, saving
 
 def forward_backward(position):
-    """Gradients of one iteration, whose windows begin at `position`; returns the position after them and the
-    mean loss, a tensor: nothing here waits for the device. Each process takes its share of the same windows,
-    so that the order of the data does not depend on how many processes there are."""
+    """Gradients of the iteration whose windows begin at `position`; returns the next position and the mean
+    loss, a tensor: nothing waits for the device. Processes share the same windows, whatever their number."""
     starts, position = training_windows(len(data["train"]), block_size, seed, position,
                                         gradient_accumulation_steps * batch_size)
     micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
@@ -262,7 +262,7 @@ def save(name):
     with replacing(os.path.join(out_dir, name)) as f:
         torch.save({"model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(), "state": state, "model_config": asdict(model_config),
-                    "config": config, "meta": meta}, f)
+                    "config": config, "meta": meta, "peak_memory_mb": peak_memory_mb(device)}, f)
 
 
 def learning_rate_at(it, progress):
@@ -374,6 +374,7 @@ if master:
             print(piece, end="", flush=True)
         print()
 if ddp:
+    dist.barrier()  # ranks leave together: one that is still drawing would lose its connections
     dist.destroy_process_group()
 if stopped:
     raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))

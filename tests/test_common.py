@@ -1,11 +1,12 @@
-"""common.py: files are replaced whole or not at all, finished runs are not repeated, a figure is no must."""
+"""What scripts share: files are replaced whole or not at all, finished runs are left, a figure is no must."""
 import builtins
 import subprocess
 
 import pytest
 import torch
 
-from common import read_prompt, replacing, save_figure, train_run
+from common import peak_memory_mb, read_prompt, replacing, train_run
+from figures import save_figure
 from model import LanguageModel, ModelConfig
 
 
@@ -68,3 +69,11 @@ def test_a_finished_run_is_not_repeated(budget, unit, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as exit_info:
         train_run(out_dir, **{budget: 6})
     assert exit_info.value.code == 1
+
+
+def test_peak_memory_is_that_of_this_process():
+    """It holds what was allocated, and never falls."""
+    before = peak_memory_mb(torch.device("cpu"))
+    block = torch.ones(40, 2 ** 20, dtype=torch.uint8).add_(1)  # touched, so that it is really there
+    after = peak_memory_mb(torch.device("cpu"))
+    assert 40 < after < 10 ** 5 and after >= before and block.sum() > 0
