@@ -49,6 +49,7 @@ def test_files_that_are_linked_exist():
 @pytest.mark.parametrize("name", sorted(os.listdir(os.path.join(HERE, "config"))))
 def test_configs_are_valid(name):
     """Each file in config/ for training sets keys that exist, and makes a model."""
-    script = "invert.py" if name.startswith("invert") else "train.py"
-    config = configure([f"{HERE}/config/{name}"], f"{HERE}/{script}", f"{HERE}/model.py")
-    assert config["model_type"]
+    script = name.partition("_")[0] if name.startswith(("invert", "retrieve", "compare")) else "train"
+    models = [] if script == "compare" else [f"{HERE}/model.py"]
+    config = configure([f"{HERE}/config/{name}"], f"{HERE}/{script}.py", *models)
+    assert config["out_dir"].startswith("out/")

@@ -1,0 +1,196 @@
+"""
+Compare architectures: train several models under one budget, and show what came of it.
+
+    python compare.py config/compare_tiny.py                                  # a table, a figure, and samples
+    python compare.py config/compare_tiny.py --budget=seconds --amount=60 --n_seeds=3
+    python compare.py config/compare_tiny.py --match=parameters               # all as large as the first
+
+A compare file names a config of train.py, `base`, and `variants`: {name: {key: value, ...}, ...}. Each is a
+run of train.py inside out_dir; the same command goes on where it stopped, and repeats nothing that is done.
+Into out_dir go compare.csv (a row a run), compare.md (a row a variant, and their samples) and compare.png.
+"""
+import csv
+import json
+import os
+import sys
+from dataclasses import fields
+from statistics import fmean
+
+import torch
+
+from common import choose_device, load_model, replacing, train_run
+from configurator import configure, fail
+from dataset import load_meta, stream_text
+from figures import save_figure
+from model import LanguageModel, ModelConfig
+from sample import generate
+
+# defaults: change them by a config file and by --key=value
+out_dir = "out/compare"           # folder of the runs, and of the results
+base = "config/mixer_tiny.py"     # config of train.py that all variants start from
+variants = {"mixer": {}, "llama": {"model_type": "llama"}}  # name: what it has besides
+budget = "tokens"                 # what is equal: tokens | seconds | flops, of training
+amount = 1e6                      # so much of it
+match = ""                        # solve n_embd for as many as the first has: parameters | flops (a token)
+n_seeds = 1                       # runs of each variant
+seed = 1337                       # of the first of them; the next takes one more
+prompt = "def "                   # of the samples
+sample_tokens = 120               # tokens of each
+data_dir = "data"                 # where datasets are
+device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
+# end of defaults
+
+COLUMNS = ("name,seed,n_embd,parameters,flops_per_token,learning_rate,tokens,seconds,tok_per_sec,train_flops,"
+           "peak_memory_mb,train_loss,val_loss,val_bpb").split(",")
+SHAPE = [f.name for f in fields(ModelConfig) if f.name != "vocab_size"]
+
+
+def build(settings, vocab_size):
+    """The model that train.py would make of its settings, without memory for its weights."""
+    try:
+        config = ModelConfig(**{key: settings[key] for key in SHAPE}, vocab_size=vocab_size)
+    except ValueError as e:
+        fail(e)
+    with torch.device("meta"):
+        return LanguageModel(config)
+
+
+def size_of(settings, vocab_size, what):
+    """Number of parameters, or of forward FLOPs a token."""
+    model = build(settings, vocab_size)
+    return sum(p.numel() for p in model.parameters()) if what == "parameters" else model.estimate_flops()
+
+
+def solve_n_embd(settings, vocab_size, what, target):
+    """The n_embd, a multiple of twice the heads (for rotary positions), whose size comes nearest to target.
+    Size grows with n_embd, so bisection finds it."""
+    step = 2 * settings["n_head"] * settings["mixer_heads"]
+    low, high = 1, 2
+    while size_of(settings | {"n_embd": high * step}, vocab_size, what) < target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        below = size_of(settings | {"n_embd": middle * step}, vocab_size, what) < target
+        low, high = (middle, high) if below else (low, middle)
+    return step * min((low, high), key=lambda n: abs(
+        size_of(settings | {"n_embd": n * step}, vocab_size, what) - target))
+
+
+def plan_runs(defaults, given):
+    """[(name, settings of train.py)] of all variants and seeds. What was solved for n_embd is printed."""
+    runs, target = [], None
+    for name, overrides in given.items():
+        if not isinstance(overrides, dict) or not name.replace("_", "").replace("-", "").isalnum():
+            fail(f"variants: {name!r} is a name of letters, digits, - and _, and has a dict of settings")
+        for key in overrides:
+            if key not in defaults:
+                fail(f"variants: {name} sets {key}, which train.py does not have")
+        settings = defaults | overrides
+        vocab_size = load_meta(os.path.join(data_dir, settings["dataset"]))["vocab_size"]
+        if match:
+            target = target or size_of(settings, vocab_size, match)
+            settings["n_embd"] = solve_n_embd(settings, vocab_size, match, target)
+            print(f"{name}: n_embd {settings['n_embd']}, {match} "
+                  f"{size_of(settings, vocab_size, match) / target:.3f} of {next(iter(given))}'s")
+        flops = 3 * size_of(settings, vocab_size, "flops")
+        settings |= dict(max_iters=0, max_tokens=0, max_seconds=0.0, sample_tokens=0, data_dir=data_dir)
+        if budget == "seconds":
+            settings["max_seconds"] = amount
+        else:
+            settings["max_tokens"] = int(amount if budget == "tokens" else amount / flops)
+        runs += [(name, settings | {"seed": s}) for s in range(seed, seed + n_seeds)]
+    return runs
+
+
+def read_run(folder, name, settings):
+    """The row of a finished run, and its points of validation loss: (tokens, seconds, FLOPs, loss)."""
+    model, tokenizer, checkpoint = load_model(os.path.join(folder, "ckpt.pt"), device)
+    with open(os.path.join(folder, "log.csv"), encoding="utf-8", newline="") as f:
+        log = list(csv.DictReader(f))
+    flops, last = model.estimate_flops(), {key: float(value or "nan") for key, value in log[-1].items()}
+    row = dict(name=name, seed=settings["seed"], n_embd=settings["n_embd"], flops_per_token=flops,
+               parameters=sum(p.numel() for p in model.parameters()), learning_rate=settings["learning_rate"],
+               tok_per_sec=last["tokens"] / last["seconds"], train_flops=3 * flops * last["tokens"],
+               peak_memory_mb=checkpoint.get("peak_memory_mb"))
+    row |= {key: last[key] for key in ("tokens", "seconds", "train_loss", "val_loss", "val_bpb")}
+    points = [(float(r["tokens"]), float(r["seconds"]), 3 * flops * float(r["tokens"]), float(r["val_loss"]))
+              for r in log if r["val_loss"]]
+    end_of_text = checkpoint["meta"]["eot_id"]
+    ids = tokenizer.encode_ordinary(prompt)[:model.config.block_size] or [end_of_text]
+    tokens = (token for token, in generate(model, [ids], sample_tokens, 0.8, top_k=200, seed=seed,
+                                           stop_token=end_of_text))
+    return row, points, prompt + "".join(stream_text(tokenizer, tokens))
+
+
+def format_table(rows):
+    """Markdown: a line a variant, means over the seeds, ranked by validation loss, with its range."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["name"], []).append(row)
+    ranked = sorted(groups.items(), key=lambda item: fmean(row["val_loss"] for row in item[1]))
+    lines = [["rank", "model", "parameters", "MFLOP a token", "tokens", "seconds", "tokens/s", "peak MB",
+              "val loss", "range", "bits a byte"]]
+    for rank, (name, group) in enumerate(ranked, 1):
+        mean = {key: fmean(row[key] or 0 for row in group) for key in COLUMNS[2:]}
+        losses = [row["val_loss"] for row in group]
+        cells = ("{parameters:,.0f}|{mflop:.2f}|{tokens:,.0f}|{seconds:.0f}|{tok_per_sec:,.0f}|"
+                 "{peak_memory_mb:.0f}|{val_loss:.3f}|{low:.3f} to {high:.3f}|{val_bpb:.3f}")
+        extra = dict(mflop=mean["flops_per_token"] / 1e6, low=min(losses), high=max(losses))
+        lines.append([str(rank), name, *cells.format(**mean, **extra).split("|")])
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    cells = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def plot(curves, path):
+    """Validation loss over tokens, seconds and FLOPs: the mean over the seeds, and their range as a band."""
+    def draw(axes):
+        for name, runs in curves.items():
+            n = min(map(len, runs))  # runs of a time budget differ by an evaluation
+            for ax, column, label in zip(axes, range(3), ("tokens", "seconds", "training FLOPs")):
+                x = [fmean(run[i][column] for run in runs) for i in range(n)]
+                losses = [[run[i][3] for run in runs] for i in range(n)]
+                line, = ax.plot(x, [fmean(of) for of in losses], "o-", ms=3, label=name)
+                ax.fill_between(x, [min(of) for of in losses], [max(of) for of in losses], alpha=0.2,
+                                color=line.get_color())
+                ax.set(xlabel=label)
+        axes[0].set(ylabel="validation loss, nats a token")
+        for ax in axes:
+            ax.grid(alpha=0.3)
+        axes[2].legend()
+    save_figure(path, draw, ncols=3, figsize=(14, 4.5), sharey=True)
+
+
+if __name__ == "__main__":
+    here = os.path.dirname(os.path.abspath(__file__))
+    config = configure(sys.argv[1:], __file__)
+    globals().update(config)
+    for key, choices in ("budget", ("tokens", "seconds", "flops")), ("match", ("", "parameters", "flops")):
+        if config[key] not in choices:
+            fail(f"{key} must be {' or '.join(filter(None, choices))}; got {config[key]!r}")
+    if not variants or min(n_seeds, sample_tokens) < 1 or not 0 < amount < float("inf"):
+        fail("variants must name at least one, and n_seeds, sample_tokens and amount must be above 0")
+    defaults = configure([base], os.path.join(here, "train.py"), os.path.join(here, "model.py"))
+    defaults["device"] = device
+    device = choose_device(device)
+    rows, curves, samples = [], {}, {}
+    for name, settings in plan_runs(defaults, variants):
+        folder = os.path.join(out_dir, f"{name}_{settings['seed']}")
+        print(f"--- {folder}", flush=True)
+        train_run(folder, **{key: settings[key] for key in settings.keys() - {"out_dir", "init_from"}})
+        row, points, text = read_run(folder, name, settings)
+        rows.append(row)
+        curves.setdefault(name, []).append(points)
+        samples.setdefault(name, text)
+        with replacing(os.path.join(out_dir, "compare.csv"), "w") as f:
+            writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    table = format_table(rows)
+    with replacing(os.path.join(out_dir, "compare.md"), "w") as f:
+        f.write(f"# Equal {budget}: {amount:g}\n\n{table}\n\nBase {base}; variants {json.dumps(variants)}.\n")
+        for name, text in samples.items():
+            f.write(f"\n## What {name} writes\n\n" + "".join(f"    {line}\n" for line in text.split("\n")))
+    plot(curves, os.path.join(out_dir, "compare.png"))
+    print(table)
