@@ -5,6 +5,7 @@ Turns text into the token files that train.py reads.
     python prepare.py --dataset=tinystories             # from the Hugging Face hub
     python prepare.py --dataset=fineweb_edu --max_mb=1000
     python prepare.py --input=stories.txt --dataset=mine --tokenizer=byte
+    python prepare.py --pairs=python                    # pairs for retrieve.py instead: pairs.py says which
 
 --input is a text file (with <|endoftext|> between its documents), a .jsonl or .parquet file, or a folder of
 .txt files. Written into data/<dataset>/, all at once when everything is done:
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from configurator import configure, fail
 from dataset import build_tokenizer, replacing_folder
 from documents import HUB, Unusable, first_mb, read_input, split_documents, split_hub, split_python
+from pairs import prepare_pairs
 
 # defaults: change one with --key=value
 dataset = "python"                  # python, tinystories, fineweb_edu, finemath; with --input, any name
@@ -42,6 +44,9 @@ text_key = "text"                   # where .jsonl or .parquet hold the text
 val_fraction: float | str = "auto"  # share of documents held out; auto: 0.1, of huge hub datasets 0.005
 max_mb = 0                          # stop after this many MB of training text; 0: take all
 data_dir = "data"                   # folder of the datasets
+pairs = ""                          # query and passage: python, msmarco, ..., owner/name, or a .jsonl file
+query_key = "query"                 # where a .jsonl file or a set of the hub holds the query
+passage_key = "passage"             # and where the passage
 # end of defaults
 
 # Byte pairs are merged only inside the pieces that this regex finds. A word takes one character along (a
@@ -185,4 +190,9 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
 
 
 if __name__ == "__main__":
-    prepare(**configure(sys.argv[1:], __file__))
+    config = configure(sys.argv[1:], __file__)
+    for_pairs = {key: config.pop(key) for key in ("pairs", "query_key", "passage_key")}
+    if for_pairs["pairs"]:
+        prepare_pairs(**for_pairs, **{key: config[key] for key in ("dataset", "val_fraction", "data_dir")})
+    else:
+        prepare(**config)

@@ -1,5 +1,6 @@
 """prepare.py and documents.py: text gets into the token files unaltered, and no error costs a dataset."""
 import base64
+import inspect
 import json
 import re
 import subprocess
@@ -30,7 +31,8 @@ STORIES = [f"Story {i}: {'so ' * (i % 7)}the {i * i} cats said “miau”\r\nand
 @pytest.fixture
 def run(tmp_path):
     """prepare with the defaults of the command line, and data in a folder of the test."""
-    defaults = {key: setting.value for key, setting in read_settings(module.__file__).items()}
+    settings = read_settings(module.__file__)
+    defaults = {key: settings[key].value for key in inspect.signature(prepare).parameters}
 
     def run(**settings):
         settings = {key: str(value) if key == "input" else value for key, value in settings.items()}

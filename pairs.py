@@ -1,0 +1,158 @@
+"""
+Pairs of a query and the passage that answers it, for retrieve.py: where they come from, and their split.
+
+    python prepare.py --pairs=python                    # docstrings and the code below them, on this machine
+    python prepare.py --pairs=msmarco                   # Hugging Face hub: msmarco, natural_questions, squad
+    python prepare.py --pairs=owner/name --query_key=question --passage_key=answer          # any set there
+    python prepare.py --pairs=notes.jsonl                                    # your own: {"query", "passage"}
+
+Written into data/<dataset>/, all at once: train.jsonl and val.jsonl, with the keys query and passage, and
+meta.json. No passage is on both sides; no pair comes twice.
+"""
+import ast
+import hashlib
+import json
+import os
+import re
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configurator import fail
+from dataset import replacing_folder
+from documents import Unusable, choose_side, read_jsonl, read_rows, split_python, text_of
+
+# On the Hugging Face hub: arguments of datasets.load_dataset, columns of query and passage.
+HUB = {
+    "msmarco": ({"path": "microsoft/ms_marco", "name": "v2.1"}, "query", "passages"),
+    "natural_questions": ({"path": "sentence-transformers/natural-questions"}, "query", "answer"),
+    "squad": ({"path": "rajpurkar/squad"}, "question", "context"),
+}
+MIN_QUERY, MAX_QUERY = 20, 300  # characters of a docstring's first paragraph that is a query
+MIN_BODY = 80                   # characters of code that is a passage
+FILES = {"train.jsonl", "val.jsonl", "meta.json"}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# reading: generators of (side, query, passage)
+
+def docstring_pairs(source):
+    """(query, passage) of each function and class in Python source: the first paragraph of its docstring, and
+    its code without the docstring. Source that does not parse has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    lines = source.encode().splitlines(keepends=True)  # of bytes: str would also cut at form feeds
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        docstring, first = ast.get_docstring(node), node.body[0]
+        if docstring and node.lineno < first.lineno:
+            code = lines[node.lineno - 1:first.lineno - 1] + lines[first.end_lineno:node.end_lineno]
+            passage = textwrap.dedent(b"".join(code).decode()).strip()
+            query = " ".join(re.split(r"\n\s*\n", docstring)[0].split())
+            if MIN_QUERY <= len(query) <= MAX_QUERY and len(passage) >= MIN_BODY:
+                yield query, passage
+
+
+def split_rows(rows, query_key, passage_key, val_fraction):
+    """Pairs of rows, their side by a hash of the passage. A passage may be a list of texts, or what MS MARCO
+    has: {"passage_text": [...], "is_selected": [...]}."""
+    for where, row in rows:
+        query, value = text_of(where, row, query_key), row.get(passage_key)
+        if isinstance(value, dict) and {"passage_text", "is_selected"} <= set(value):
+            value = [text for text, chosen in zip(value["passage_text"], value["is_selected"]) if chosen]
+        for item in [{passage_key: text} for text in value] if isinstance(value, list) else [row]:
+            passage = text_of(where, item, passage_key)
+            yield choose_side(passage.encode(), val_fraction), query, passage
+
+
+def split_python_pairs(val_fraction):
+    """Docstring pairs of the Python source on this machine, their side by file."""
+    for side, source in split_python(val_fraction):
+        for query, passage in docstring_pairs(source):
+            yield side, query, passage
+
+
+def unique(pairs):
+    """Pairs of two texts that are not blank, each once; a passage stays on the side where it came first."""
+    sides, seen = {}, set()
+    for side, query, passage in pairs:
+        if query.strip() and passage.strip():
+            text = hashlib.blake2b(passage.encode(), digest_size=16).digest()
+            pair = text + hashlib.blake2b(query.encode(), digest_size=16).digest()
+            if sides.setdefault(text, side) == side and pair not in seen:
+                seen.add(pair)
+                yield side, query, passage
+
+
+# ------------------------------------------------------------------------------------------------------------
+# a prepared set: writing and reading
+
+def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir):
+    """Make the set of pairs that the settings describe and return its meta; an error ends the program."""
+    options = dict(locals())
+    val_fraction = 0.1 if val_fraction == "auto" else val_fraction
+    if isinstance(val_fraction, str) or not 0 < val_fraction < 1:
+        fail(f"val_fraction is {val_fraction}, but lies between 0 and 1")
+    if pairs == "python":
+        name, split = "python", split_python_pairs(val_fraction)
+    elif os.path.exists(path := os.path.expanduser(pairs)):
+        name, split = Path(path).stem, split_rows(read_jsonl(path), query_key, passage_key, val_fraction)
+    elif pairs in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", pairs) and not pairs.endswith(".jsonl"):
+        load, query_key, passage_key = HUB.get(pairs, ({"path": pairs}, query_key, passage_key))
+        problem = f"cannot load {pairs} from the hub (pairs of your own need no network: --pairs=FILE.jsonl)"
+        name = pairs.split("/")[-1]
+        split = split_rows(read_rows(load, "train", problem, status=1), query_key, passage_key, val_fraction)
+    else:
+        fail(f"no file {pairs}, and no such set of pairs: python, {', '.join(HUB)}, or owner/name on the hub")
+    name = dataset if dataset != "python" else re.sub(r"[^\w.-]", "_", name) + "_pairs"
+    folder, counts = os.path.join(os.path.expanduser(data_dir), name), {"train": 0, "val": 0}
+    with replacing_folder(folder, FILES) as temporary:
+        with (open(f"{temporary}/train.jsonl", "w", encoding="utf-8", newline="\n") as train,
+              open(f"{temporary}/val.jsonl", "w", encoding="utf-8", newline="\n") as val):
+            try:
+                for side, query, passage in tqdm(unique(split), desc="pairs", unit=" pairs", disable=None):
+                    json.dump({"query": query, "passage": passage}, train if side == "train" else val)
+                    (train if side == "train" else val).write("\n")
+                    counts[side] += 1
+            except Unusable as e:
+                fail(*e.args)
+        if not counts["train"] or not counts["val"]:
+            fail(f"{pairs} gives {counts['train']} pairs to train on and {counts['val']} to hold out: give "
+                 "more pairs, or another --val_fraction")
+        meta = {"name": name, "options": options, "pairs": counts}
+        with open(f"{temporary}/meta.json", "w", encoding="utf-8", newline="\n") as f:
+            json.dump(meta, f, indent=1)
+    print(f"{folder}: {counts['train']:,} pairs to train on, {counts['val']:,} held out")
+    return meta
+
+
+def load_pairs(folder, side):
+    """(queries, passages, gold) of the side "train" or "val": texts, each passage once; gold[i] is the index
+    of the passage of queries[i]."""
+    queries, passages, gold = [], {}, []
+    try:
+        for where, row in read_jsonl(os.path.join(folder, f"{side}.jsonl")):
+            queries.append(text_of(where, row, "query"))
+            gold.append(passages.setdefault(text_of(where, row, "passage"), len(passages)))
+    except Unusable as e:
+        fail(f"{e.args[0]}; make the pairs: python prepare.py --pairs=python, or --pairs=FILE.jsonl")
+    return queries, list(passages), gold
+
+
+def choose_held_out(queries, passages, gold, n_queries, n_passages):
+    """Of held-out pairs the same n_queries every time, and n_passages (0: all) with theirs among them, in the
+    same form."""
+    chosen = np.random.default_rng(0).permutation(len(queries))[:n_queries].tolist()
+    own = dict.fromkeys(gold[i] for i in chosen)
+    others = [p for p in np.random.default_rng(1).permutation(len(passages)).tolist() if p not in own]
+    kept = [*own, *others][:max(n_passages or len(passages), len(own))]
+    place = {p: i for i, p in enumerate(kept)}
+    return [queries[i] for i in chosen], [passages[p] for p in kept], [place[gold[i]] for i in chosen]
