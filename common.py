@@ -4,6 +4,7 @@ What several scripts need: files that are replaced in one go, device and dtype, 
 import contextlib
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import torch
 from configurator import fail
 from dataset import build_tokenizer
 from model import LanguageModel, ModelConfig
+
+LOCKS = {}  # folder -> open file: the lock is held while it is open
 
 
 @contextlib.contextmanager
@@ -110,6 +113,18 @@ def load_model(path, device):
     return model.to(device).eval(), build_tokenizer(checkpoint["meta"]), checkpoint
 
 
+def lock_folder(folder):
+    """Keep other processes from using the folder until this one ends, however it ends; if another one has it,
+    that is an error. Windows has no such locks: there it does nothing."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+        LOCKS[folder] = open(os.path.join(folder, ".lock"), "w", encoding="utf-8")
+        try:
+            fcntl.lockf(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            fail(f"another process is at work in {folder}: wait for it, or choose another --out_dir")
+
+
 def start_log(out_dir, columns, keep_until=None):
     """Make out_dir with a log.csv in it.
 
@@ -119,6 +134,7 @@ def start_log(out_dir, columns, keep_until=None):
     log_path, rows = os.path.join(out_dir, "log.csv"), []
     try:
         os.makedirs(out_dir, exist_ok=True)
+        lock_folder(out_dir)
         if keep_until is not None:
             with open(log_path, encoding="utf-8", newline="") as f:
                 rows = [row for row in csv.DictReader(f) if int(row["iter"]) <= keep_until]
@@ -148,8 +164,15 @@ def train_run(out_dir, **settings):
                 return
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train.py")
     settings = settings | {"out_dir": out_dir, "init_from": init_from}
-    if subprocess.run([sys.executable, script, *(f"--{k}={v}" for k, v in settings.items())]).returncode:
-        fail("train.py has failed, as it says above; the same command will go on from there", status=1)
+    child = subprocess.Popen([sys.executable, script, *(f"--{k}={v}" for k, v in settings.items())])
+    # Ctrl-C reaches train.py too, which saves and ends; SIGTERM is passed on, or it would train on by itself
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: child.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    status = child.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if status:
+        fail("train.py has stopped, as it says above; the same command will go on from there", status=1)
 
 
 def read_prompt(text):

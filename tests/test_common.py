@@ -1,11 +1,16 @@
 """What scripts share: files are replaced whole or not at all, finished runs are left, a figure is no must."""
 import builtins
+import os
+import signal
 import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common import peak_memory_mb, read_prompt, replacing, train_run
+from common import lock_folder, peak_memory_mb, read_prompt, replacing, train_run
 from figures import save_figure
 from model import LanguageModel, ModelConfig
 
@@ -53,8 +58,8 @@ def test_a_finished_run_is_not_repeated(budget, unit, tmp_path, monkeypatch):
     commands, results = [], [0, 0, 1]
     def start(command):
         commands.append(command)
-        return subprocess.CompletedProcess(command, results[len(commands) - 1])
-    monkeypatch.setattr(subprocess, "run", start)
+        return SimpleNamespace(wait=lambda: results[len(commands) - 1])
+    monkeypatch.setattr(subprocess, "Popen", start)
     out_dir = tmp_path / "run"
     train_run(out_dir, **{budget: 5})
     assert commands[0][2:] == [f"--{budget}=5", f"--out_dir={out_dir}", "--init_from=scratch"]
@@ -77,3 +82,51 @@ def test_peak_memory_is_that_of_this_process():
     block = torch.ones(40, 2 ** 20, dtype=torch.uint8).add_(1)  # touched, so that it is really there
     after = peak_memory_mb(torch.device("cpu"))
     assert 40 < after < 10 ** 5 and after >= before and block.sum() > 0
+
+
+@pytest.fixture
+def background(tmp_path):
+    """Starts Python code in a process beside this one, and waits until it has made the file `ready`."""
+    started = []
+
+    def start(code):
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        started.append(subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path,
+                                        env=os.environ | {"PYTHONPATH": here}))
+        while not (tmp_path / "ready").exists():
+            assert started[-1].poll() is None
+            time.sleep(0.05)
+        return started[-1]
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_processes_do_not_share_a_folder(background, tmp_path, capsys):
+    """The second is refused with one line; a process that was killed keeps nobody out."""
+    other = background("import common, time; common.lock_folder('.'); open('ready', 'w').close(); "
+                       "time.sleep(60)")
+    with pytest.raises(SystemExit) as exit_info:
+        lock_folder(str(tmp_path))
+    assert exit_info.value.code == 2 and "another process is at work" in capsys.readouterr().err
+    other.kill()
+    other.wait()
+    lock_folder(str(tmp_path))
+    lock_folder(str(tmp_path))  # again by the same process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
+    """SIGTERM is passed on to train.py, and the script ends with its line; Ctrl-C is left to train.py."""
+    (tmp_path / "train.py").write_text(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), exit(143)))\n"
+        "open('ready', 'w').close()\ntime.sleep(60)\n", encoding="utf-8")
+    script = background("import common; common.__file__ = 'common.py'; common.train_run('out', max_iters=5)")
+    script.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert script.poll() is None
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=30) == 1 and (tmp_path / "saved").exists()

