@@ -13,7 +13,8 @@ import torch
 
 from configurator import fail
 from dataset import build_tokenizer
-from model import LanguageModel, ModelConfig
+from model import ModelConfig
+from objectives import OBJECTIVES
 
 LOCKS = {}  # folder -> open file: the lock is held while it is open
 
@@ -86,8 +87,8 @@ def peak_memory_mb(device):
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
     with contextlib.suppress(ImportError):
         import resource
-        unit = 1 if sys.platform == "darwin" else 2 ** 10  # bytes there, KiB elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2 ** (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
 
 
 def load_checkpoint(path):
@@ -105,7 +106,8 @@ def load_checkpoint(path):
 def load_model(path, device):
     """(model in eval mode on device, tokenizer, checkpoint) of a checkpoint file."""
     checkpoint = load_checkpoint(path)
-    model = LanguageModel(ModelConfig(**checkpoint["model_config"]))
+    kind = OBJECTIVES[checkpoint["config"].get("objective", "causal")]
+    model = kind(ModelConfig(**checkpoint["model_config"]))
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as e:

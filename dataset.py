@@ -10,6 +10,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import tiktoken
@@ -43,6 +45,16 @@ def replacing_folder(folder, files):
         fail(f"cannot write {folder}: {(e.strerror or str(e)).lower()}", status=1)
     except KeyboardInterrupt:
         fail("interrupted; nothing was written", status=130)
+
+
+def prepare_missing(folder, argument):
+    """Have prepare.py make the embedded dataset `folder`, which its argument names, if it is not there."""
+    if not os.path.exists(os.path.join(folder, "meta.json")):
+        print(f"{folder} is missing: preparing it from the Python source on this machine", flush=True)
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare.py")
+        data_dir = f"--data_dir={os.path.dirname(folder)}"
+        if status := subprocess.run([sys.executable, script, argument, data_dir]).returncode:
+            raise SystemExit(status)  # prepare.py has said why
 
 
 def load_meta(folder):

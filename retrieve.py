@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, fields
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from common import autocast, choose_device, choose_dtype, load_checkpoint, replacing, start_log, train_run
 from configurator import configure, fail
-from dataset import build_tokenizer, load_meta
+from dataset import build_tokenizer, load_meta, prepare_missing
 from documents import Unusable, read_input, read_jsonl, text_of
 from figures import save_figure
 from model import LanguageModel, ModelConfig
@@ -90,11 +89,8 @@ if not temperature > 0 or not 0 < learning_rate < math.inf:
 device = choose_device(device)
 dtype = choose_dtype(dtype, device)
 folder = os.path.join(data_dir, pairs)
-if pairs == "python_pairs" and not corpus and not os.path.exists(os.path.join(folder, "meta.json")):
-    print(f"{folder} is missing: preparing it from the Python source on this machine", flush=True)
-    prepare = [sys.executable, os.path.join(here, "prepare.py"), "--pairs=python", f"--data_dir={data_dir}"]
-    if status := subprocess.run(prepare).returncode:
-        raise SystemExit(status)  # prepare.py has said why
+if pairs == "python_pairs" and not corpus:
+    prepare_missing(folder, "--pairs=python")
 
 # ------------------------------------------------------------------------------------------------------------
 # search: embeddings of the corpus stay in out_dir, under a name made of model and corpus

@@ -92,6 +92,8 @@ if __name__ == "__main__":
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     model, tokenizer, state = load_model(os.path.join(out_dir, checkpoint), device)
+    if (objective := state["config"].get("objective", "causal")) != "causal":
+        fail(f"{out_dir} was trained to {objective}: it cannot continue a text")
     end_of_text = state["meta"]["eot_id"]
     prompt = tokenizer.encode_ordinary(start) or [end_of_text]
     if len(prompt) > model.config.block_size:

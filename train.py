@@ -13,7 +13,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -26,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops,
                     peak_memory_mb, replacing, start_log)
 from configurator import configure, fail
-from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, stream_text, training_windows,
-                     validation_windows)
+from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, prepare_missing, stream_text,
+                     training_windows, validation_windows)
 from figures import plot_logs
-from model import LanguageModel, ModelConfig
+from model import ModelConfig
+from objectives import OBJECTIVES
 from sample import generate
 
 # defaults: change them by a config file and by --key=value
@@ -37,6 +37,7 @@ out_dir = "out"                   # folder of the run
 eval_interval = 500               # iterations between evaluations, each followed by a checkpoint
 eval_iters = 20                   # an evaluation reads 32 * eval_iters windows, always the same
 log_interval = 10                 # iterations between lines of the log
+objective = "causal"              # causal: the next token | autoencode | bidirectional (objectives.py)
 init_from = "scratch"             # scratch | resume | path of a checkpoint whose weights are the start
 dataset = "python"                # folder in data_dir, made by prepare.py
 data_dir = "data"                 # where datasets are
@@ -74,8 +75,9 @@ if min(max_iters, max_tokens, max_seconds) < 0 or not max(max_iters, max_tokens,
     fail("give the run a budget: max_iters, max_tokens or max_seconds above 0, and none below")
 if not 0 < learning_rate < math.inf:
     fail(f"learning_rate must be a positive number; got {learning_rate}")
-if schedule not in ("cosine", "linear"):
-    fail(f"schedule must be cosine or linear; got {schedule!r}")
+for key, choices in ("schedule", ("cosine", "linear")), ("objective", OBJECTIVES):
+    if config[key] not in choices:
+        fail(f"{key} must be {' or '.join(choices)}; got {config[key]!r}")
 
 # ------------------------------------------------------------------------------------------------------------
 # processes and device; torchrun sets RANK, LOCAL_RANK and WORLD_SIZE
@@ -114,11 +116,8 @@ def across_ranks(values, op=dist.ReduceOp.SUM):
 # data
 
 folder = os.path.join(data_dir, dataset)
-if dataset == "python" and master and not os.path.exists(os.path.join(folder, "meta.json")):
-    say(f"{folder} is missing: preparing it from the Python source on this machine")
-    prepare = [sys.executable, os.path.join(here, "prepare.py"), "--dataset=python", f"--data_dir={data_dir}"]
-    if status := subprocess.run(prepare).returncode:
-        raise SystemExit(status)  # prepare.py has said why
+if dataset == "python" and master:
+    prepare_missing(folder, "--dataset=python")
 if ddp:
     dist.barrier()
 meta = load_meta(folder)
@@ -139,7 +138,7 @@ try:
 except ValueError as e:
     fail(e)
 torch.manual_seed(seed)
-raw_model = LanguageModel(model_config).to(device)
+raw_model = OBJECTIVES[objective](model_config).to(device)
 optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2))
 scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
@@ -152,8 +151,9 @@ state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum":
 if init_from != "scratch":
     path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
     checkpoint = load_checkpoint(path)
-    for key, value in asdict(model_config).items():
-        saved = checkpoint["model_config"][key]
+    known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
+    for key, value in (asdict(model_config) | {"objective": objective}).items():
+        saved = known[key]
         if saved != value and key != "dropout":
             fail(f"{path} was trained with {key}={saved}, this run has {value}: use its config and dataset")
     if checkpoint["meta"]["ranks"] != meta["ranks"]:
@@ -366,7 +366,7 @@ if master:
     if stopped:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
         say(f"stopped by a signal; go on with: python train.py {' '.join(arguments)} --init_from=resume")
-    elif sample_tokens:
+    elif sample_tokens and objective == "causal":
         say(f"a sample (more: python sample.py --out_dir={out_dir}):\n")
         raw_model.eval()
         tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, 0.8, top_k=200, seed=seed)
