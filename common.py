@@ -1,6 +1,4 @@
-"""
-What several scripts need: files that are replaced in one go, device and dtype, checkpoints, runs.
-"""
+"""What several scripts need: files that are replaced in one go, device and dtype, checkpoints, runs."""
 import contextlib
 import csv
 import os
