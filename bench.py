@@ -174,6 +174,7 @@ if __name__ == "__main__":
                   f"{100 * row['share_of_peak']:5.1f} % of peak  {row['ratio']:6.2f} x the time "
                   f"of {models[0]}{memory}", flush=True)
         rows += group
+        del step, steps  # or a sampling generator would outlive the interpreter, which complains
     if json_path:
         with replacing(json_path, "w") as f:
             used = dict(device=str(device), dtype=str(dtype), torch=torch.__version__)
