@@ -15,20 +15,21 @@ import json
 import os
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from statistics import median
 
 import torch
+from torch.nn import functional as F
 
 from common import autocast, choose_device, choose_dtype, measure_peak_flops, replacing
 from configurator import configure, fail
 from inversion import descend, distances, hidden_states
 from model import LanguageModel, ModelConfig
-from retrieval import embed, info_nce
+from retrieval import embed, info_nce, match_batch, match_logits
 from sample import generate
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
-what = ["train"]              # train | sample | sample_uncached | invert | infonce
+what = ["train"]              # train, sample, sample_uncached, invert, infonce, infonce_one_query, match
 models = ["mixer", "llama", "hybrid", "gpt"]  # kinds of models
 block_sizes = [512]           # T, tokens in a window
 batch_sizes = [4]             # B, windows, samples, prompts or pairs
@@ -90,26 +91,50 @@ def invert_step(c, B):
     return step, B, "prompts x steps", 2 * blocks * B * c.block_size
 
 
-def infonce_step(c, B):
-    """Embeddings of B pairs of texts as long as the window, the loss between all of them, AdamW."""
+def infonce_step(c, B, one_query=False):
+    """Embeddings of B pairs of texts as long as the window, the loss between all of them, AdamW. one_query:
+    only the first query, among all passages, as the paper's code does it."""
     model = LanguageModel(c).to(device)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95))
     encode = torch.compile(embed) if compile else embed
     idx = torch.randint(c.vocab_size, (2, B, c.block_size), device=device)
     real, ids = torch.ones_like(idx[0], dtype=torch.bool), torch.arange(B, device=device)
+    n = 1 if one_query else B
 
     def step():
         with autocast(device, dtype):
-            q, p = (encode(model, side, real) for side in idx)
-        info_nce(q, p, ids, 0.05).backward()
+            q, p = encode(model, idx[0][:n], real[:n]), encode(model, idx[1], real)
+        loss = F.cross_entropy(q @ p.T / 0.05, ids[:1]) if one_query else info_nce(q, p, ids, 0.05)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     blocks = model.estimate_flops() - 2 * model.lm_head.weight.numel()
-    return step, B, "pairs", 3 * blocks * 2 * B * c.block_size
+    return step, n, "pairs", 3 * blocks * (n + B) * c.block_size
+
+
+def match_step(c, B):
+    """B sequences of a frozen query and T - 1 passages, drawn on the device; the matcher's loss, AdamW."""
+    matcher = LanguageModel(replace(c, vocab_size=1, causal=False)).to(device)
+    optimizer = matcher.configure_optimizers(0.1, 1e-3, (0.9, 0.95))
+    logits = torch.compile(match_logits) if compile else match_logits
+    queries, passages = F.normalize(torch.randn(2, 2 ** 14, c.n_embd, device=device), dim=-1)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def step():
+        rows = torch.randint(len(queries), (B,), generator=generator, device=device)
+        x, target = match_batch(queries, passages, rows, c.block_size, generator)
+        with autocast(device, dtype):
+            loss = F.cross_entropy(logits(matcher, x).float(), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step, B, "samples", 3 * matcher.estimate_flops() * B * c.block_size
 
 
 STEPS = {"train": train_step, "sample": sample_step, "invert": invert_step, "infonce": infonce_step,
-         "sample_uncached": lambda c, B: sample_step(c, B, cached=False)}
+         "match": match_step,
+         "sample_uncached": lambda c, B: sample_step(c, B, cached=False),
+         "infonce_one_query": lambda c, B: infonce_step(c, B, one_query=True)}
 
 
 def timed(step):
@@ -169,7 +194,7 @@ if __name__ == "__main__":
                             seconds, (turn[0] for turn in times))))
             row["share_of_peak"] = row["tflops"] * 1e12 / peak
             memory = f"  {row['memory_mb']:8.0f} MB" if row["memory_mb"] else ""
-            print(f"{kind:16} {row['model']:16} T {T:5} B {B:3}  {row['ms']:9.2f} ms  "
+            print(f"{kind:17} {row['model']:16} T {T:5} B {B:3}  {row['ms']:9.2f} ms  "
                   f"{row['per_second']:11,.1f} {row['unit']}/s  {row['tflops']:7.3f} TFLOP/s  "
                   f"{100 * row['share_of_peak']:5.1f} % of peak  {row['ratio']:6.2f} x the time "
                   f"of {models[0]}{memory}", flush=True)

@@ -2,6 +2,7 @@
 Pairs of a query and the passage that answers it, for retrieve.py: where they come from, and their split.
 
     python prepare.py --pairs=python                    # docstrings and the code below them, on this machine
+    python prepare.py --pairs=python_more               # to train on also comments, names, further paragraphs
     python prepare.py --pairs=msmarco                   # Hugging Face hub: msmarco, natural_questions, squad
     python prepare.py --pairs=owner/name --query_key=question --passage_key=answer          # any set there
     python prepare.py --pairs=notes.jsonl                                    # your own: {"query", "passage"}
@@ -33,15 +34,16 @@ HUB = {
 }
 MIN_QUERY, MAX_QUERY = 20, 300  # characters of a docstring's first paragraph that is a query
 MIN_BODY = 80                   # characters of code that is a passage
+COMMENT = re.compile(r"((?:^[ \t]*#.*\n)+)((?:^[ \t]*[^\s#].*\n){1,20})", re.MULTILINE)  # and lines below it
 FILES = {"train.jsonl", "val.jsonl", "meta.json"}
 
 
 # ------------------------------------------------------------------------------------------------------------
 # reading: generators of (side, query, passage)
 
-def docstring_pairs(source):
-    """(query, passage) of each function and class in Python source: the first paragraph of its docstring, and
-    its code without the docstring. Source that does not parse has none."""
+def definitions(source):
+    """(name, docstring, code without it) of each function and class in Python source; the docstring is "" if
+    there is none. Source that does not parse has no definitions."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in other people's strings
@@ -53,12 +55,39 @@ def docstring_pairs(source):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue
         docstring, first = ast.get_docstring(node), node.body[0]
-        if docstring and node.lineno < first.lineno:
+        code = lines[node.lineno - 1:node.end_lineno]
+        if docstring and first.lineno == node.lineno:
+            continue  # all on one line: nothing is left without it
+        if docstring:
             code = lines[node.lineno - 1:first.lineno - 1] + lines[first.end_lineno:node.end_lineno]
-            passage = textwrap.dedent(b"".join(code).decode()).strip()
-            query = " ".join(re.split(r"\n\s*\n", docstring)[0].split())
-            if MIN_QUERY <= len(query) <= MAX_QUERY and len(passage) >= MIN_BODY:
-                yield query, passage
+        yield node.name, docstring or "", textwrap.dedent(b"".join(code).decode()).strip()
+
+
+def fitting(query, passage, shortest=MIN_QUERY):
+    """[(query on one line, passage)] if their lengths are those of a pair, else []."""
+    query = " ".join(query.split())
+    return [(query, passage)] if shortest <= len(query) <= MAX_QUERY and len(passage) >= MIN_BODY else []
+
+
+def docstring_pairs(source):
+    """(query, passage) of each function and class in Python source: the first paragraph of its docstring, and
+    its code without the docstring."""
+    for _, docstring, code in definitions(source):
+        yield from fitting(re.split(r"\n\s*\n", docstring)[0], code)
+
+
+def further_pairs(source):
+    """More pairs of Python source, to train on: the second and third paragraph of a docstring, and its code;
+    the words of a name without docstring, and its code without the name; a comment, and the lines below."""
+    for name, docstring, code in definitions(source):
+        for paragraph in re.split(r"\n\s*\n", docstring)[1:3]:
+            yield from fitting(paragraph, code)
+        if not docstring:
+            words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+            if len(words) > 1:
+                yield from fitting(" ".join(words).lower(), code.replace(name, "_"), shortest=1)
+    for comment, code in re.findall(COMMENT, source):
+        yield from fitting(re.sub(r"^\s*#+", "", comment, flags=re.MULTILINE), textwrap.dedent(code).strip())
 
 
 def split_rows(rows, query_key, passage_key, val_fraction):
@@ -73,20 +102,26 @@ def split_rows(rows, query_key, passage_key, val_fraction):
             yield choose_side(passage.encode(), val_fraction), query, passage
 
 
-def split_python_pairs(val_fraction):
-    """Docstring pairs of the Python source on this machine, their side by file."""
+def split_python_pairs(val_fraction, more):
+    """Docstring pairs of the Python source on this machine, their side by file. more: behind them the further
+    pairs of the files to train on, so that the same pairs are held out."""
     for side, source in split_python(val_fraction):
         for query, passage in docstring_pairs(source):
+            yield side, query, passage
+    for side, source in split_python(val_fraction) if more else ():
+        for query, passage in further_pairs(source) if side == "train" else ():
             yield side, query, passage
 
 
 def unique(pairs):
-    """Pairs of two texts that are not blank, each once; a passage stays on the side where it came first."""
+    """Pairs of two texts that are not blank, each once; a passage stays on the side where it came first.
+    Texts that differ in white space alone are the same: layout does not make a held-out passage new."""
     sides, seen = {}, set()
     for side, query, passage in pairs:
         if query.strip() and passage.strip():
-            text = hashlib.blake2b(passage.encode(), digest_size=16).digest()
-            pair = text + hashlib.blake2b(query.encode(), digest_size=16).digest()
+            text, asked = (hashlib.blake2b("".join(t.split()).encode(), digest_size=16).digest()
+                           for t in (passage, query))
+            pair = text + asked
             if sides.setdefault(text, side) == side and pair not in seen:
                 seen.add(pair)
                 yield side, query, passage
@@ -101,8 +136,8 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
     val_fraction = 0.1 if val_fraction == "auto" else val_fraction
     if isinstance(val_fraction, str) or not 0 < val_fraction < 1:
         fail(f"val_fraction is {val_fraction}, but lies between 0 and 1")
-    if pairs == "python":
-        name, split = "python", split_python_pairs(val_fraction)
+    if pairs in ("python", "python_more"):
+        name, split = pairs, split_python_pairs(val_fraction, more=pairs == "python_more")
     elif os.path.exists(path := os.path.expanduser(pairs)):
         name, split = Path(path).stem, split_rows(read_jsonl(path), query_key, passage_key, val_fraction)
     elif pairs in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", pairs) and not pairs.endswith(".jsonl"):
@@ -111,7 +146,8 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
         name = pairs.split("/")[-1]
         split = split_rows(read_rows(load, "train", problem, status=1), query_key, passage_key, val_fraction)
     else:
-        fail(f"no file {pairs}, and no such set of pairs: python, {', '.join(HUB)}, or owner/name on the hub")
+        fail(f"no file {pairs}, and no such set of pairs: {', '.join(['python', 'python_more', *HUB])}, or "
+             "owner/name on the hub")
     name = dataset if dataset != "python" else re.sub(r"[^\w.-]", "_", name) + "_pairs"
     folder, counts = os.path.join(os.path.expanduser(data_dir), name), {"train": 0, "val": 0}
     with replacing_folder(folder, FILES) as temporary:

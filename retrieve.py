@@ -89,8 +89,8 @@ if not temperature > 0 or not 0 < learning_rate < math.inf:
 device = choose_device(device)
 dtype = choose_dtype(dtype, device)
 folder = os.path.join(data_dir, pairs)
-if pairs == "python_pairs" and not corpus:
-    prepare_missing(folder, "--pairs=python")
+if pairs in ("python_pairs", "python_more_pairs") and not corpus:
+    prepare_missing(folder, f"--pairs={pairs.removesuffix('_pairs')}")
 
 # ------------------------------------------------------------------------------------------------------------
 # search: embeddings of the corpus stay in out_dir, under a name made of model and corpus

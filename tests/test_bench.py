@@ -8,7 +8,8 @@ SMALL = ["--models=mixer,llama", "--n_embd=12", "--n_layer=1", "--vocab_size=31"
          "--device=cpu", "--dtype=float32"]
 
 
-@pytest.mark.parametrize("what", ["train", "sample", "sample_uncached", "invert", "infonce"])
+@pytest.mark.parametrize("what", ["train", "sample", "sample_uncached", "invert", "infonce",
+                                  "infonce_one_query", "match"])
 def test_every_kind_of_step_is_measured(run, what):
     """A row for each model and length; rates and shares follow from time and FLOPs."""
     status, out, err = run("bench.py", *SMALL, f"--what={what}", "--json_path=speed.json")
@@ -16,7 +17,7 @@ def test_every_kind_of_step_is_measured(run, what):
     with open("speed.json", encoding="utf-8") as f:
         saved = json.load(f)
     assert [(row["model"], row["T"]) for row in saved["rows"]] == [
-        ("mixer", 8), ("llama", 8), ("mixer", 6), ("llama", 6)] and out.count(what) == 4
+        ("mixer", 8), ("llama", 8), ("mixer", 6), ("llama", 6)] and out.count(f"{what} ") == 4
     for row in saved["rows"]:
         seconds = row["ms"] / 1e3
         assert row["per_second"] == pytest.approx(row["items"] / seconds)

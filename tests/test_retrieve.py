@@ -10,7 +10,8 @@ import torch
 
 import pairs
 from model import LanguageModel, ModelConfig
-from pairs import choose_held_out, docstring_pairs, load_pairs, prepare_pairs, split_rows, unique
+from pairs import (choose_held_out, docstring_pairs, further_pairs, load_pairs, prepare_pairs,
+                   split_python_pairs, split_rows, unique)
 from retrieval import (Encoder, best_passages, cached_backward, embed, evaluate_scores, info_nce, match_batch,
                        match_logits, pad)
 
@@ -75,6 +76,42 @@ def test_docstrings_become_queries_and_their_code_passages():
         "    return self.next_line() if skip_blank and not line.strip() else line")
     first = found[queries[0]]
     assert first.startswith("class Reader:\n") and "Slowly" not in first and '"""Too short."""' in first
+
+
+def test_further_pairs_of_source():
+    """Later paragraphs, names of what has no docstring (the name is not in the code), and comments."""
+    source = '''
+def fetch(url):
+    """Short.
+
+    Raises an error when
+    the server says no.
+    """
+    return urlopen(url, timeout=10, headers={"User-Agent": "a browser of some kind", "Accept": "*/*"}).read()
+
+def parseHTTPResponse_lines2(text):
+    # the header ends at the first empty line,
+    # whatever it says
+    head, _, body = text.partition("an empty line that is long enough")
+    return parseHTTPResponse_lines2(body) if head else dict(line.split(": ") for line in head)
+'''
+    found = list(further_pairs(source))
+    assert [query for query, _ in found] == [
+        "Raises an error when the server says no.", "parse http response lines 2",
+        "the header ends at the first empty line, whatever it says"]
+    assert found[0][1].startswith("def fetch(url):\n    return urlopen(url")
+    assert found[1][1].startswith("def _(text):\n") and "return _(body)" in found[1][1]
+    assert found[2][1].startswith("head, _, body") and found[2][1].endswith("for line in head)")
+    assert list(further_pairs("def f(:")) == []
+
+
+def test_further_pairs_are_for_training_only(monkeypatch):
+    """The same pairs are held out with them and without."""
+    source = SOURCE + "# a comment that is long enough\nx = [" + 40 * "1, " + "]\n"
+    monkeypatch.setattr("pairs.split_python", lambda _: iter([("train", source), ("val", source)]))
+    plain, more = (list(split_python_pairs(0.5, more)) for more in (False, True))
+    assert len(more) > len(plain) == 4
+    assert [pair for pair in more if pair[0] == "val"] == [pair for pair in plain if pair[0] == "val"]
 
 
 @pytest.mark.parametrize("source", ["def f(:", "x = '\\0'\0", "(" * 5000, "é = 1\x0c\nclass \ud800: pass"])
