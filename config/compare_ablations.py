@@ -1,0 +1,29 @@
+# What the paper leaves open: one choice at a time, of the mixer and of the Llama, 1 M tokens each.
+out_dir = "out/compare_ablations"
+base = "config/mixer_tiny.py"
+variants = {
+    "mixer": {},
+    "mixer_std_tenth": {"embd_std": 0.1},
+    "mixer_std_fiftieth": {"embd_std": 0.02},
+    "mixer_init_normal": {"init": "normal"},
+    "mixer_norm_none": {"norm": "none", "learning_rate": 4e-3},
+    "mixer_rmsnorm": {"norm": "rmsnorm"},
+    "mixer_final_norm": {"final_norm": True},
+    "mixer_tied": {"tie": True},
+    "mixer_learned": {"position": "learned"},
+    "mixer_rope": {"position": "rope"},
+    "mixer_swiglu": {"mlp": "swiglu"},
+    "llama": {"model_type": "llama", "learning_rate": 4e-3},
+    "llama_std_tenth": {"model_type": "llama", "learning_rate": 4e-3, "embd_std": 0.1},
+    "llama_std_1": {"model_type": "llama", "learning_rate": 8e-3, "embd_std": 1.0},
+    "llama_init_torch": {"model_type": "llama", "learning_rate": 4e-3, "init": "torch"},
+    "llama_norm_none": {"model_type": "llama", "learning_rate": 4e-3, "norm": "none"},
+    "llama_layernorm": {"model_type": "llama", "learning_rate": 4e-3, "norm": "layernorm"},
+    "llama_no_final_norm": {"model_type": "llama", "learning_rate": 4e-3, "final_norm": False},
+    "llama_tied": {"model_type": "llama", "learning_rate": 4e-3, "tie": True},
+    "llama_no_position": {"model_type": "llama", "learning_rate": 4e-3, "position": "none"},
+    "llama_learned": {"model_type": "llama", "learning_rate": 4e-3, "position": "learned"},
+    "llama_gelu": {"model_type": "llama", "learning_rate": 4e-3, "mlp": "gelu"},
+}
+budget = "tokens"
+amount = 1e6

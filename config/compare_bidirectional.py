@@ -1,0 +1,13 @@
+# Prediction of a token from all others, in two streams that meet before the head (paper, section 2).
+out_dir = "out/compare_bidirectional"
+base = "config/mixer_tiny.py"
+variants = {
+    "mixer": {"objective": "bidirectional"},
+    "llama": {"objective": "bidirectional", "model_type": "llama", "learning_rate": 4e-3},
+    "llama_std_1": {"objective": "bidirectional", "model_type": "llama", "learning_rate": 8e-3,
+                    "embd_std": 1.0},
+    "mixer_causal": {},
+    "llama_causal": {"model_type": "llama", "learning_rate": 4e-3},
+}
+budget = "tokens"
+amount = 1e6

@@ -1,0 +1,15 @@
+# How few parameters: mixer and llama at four widths, as much training FLOPs each.
+out_dir = "out/compare_scaling"
+base = "config/mixer_tiny.py"
+variants = {
+    "mixer_32": {"n_embd": 32},
+    "mixer_64": {"n_embd": 64},
+    "mixer_128": {"n_embd": 128},
+    "mixer_256": {"n_embd": 256, "learning_rate": 8e-3},
+    "llama_32": {"n_embd": 32, "model_type": "llama", "embd_std": 1.0, "learning_rate": 1.6e-2},
+    "llama_64": {"n_embd": 64, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
+    "llama_128": {"n_embd": 128, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
+    "llama_256": {"n_embd": 256, "model_type": "llama", "embd_std": 1.0, "learning_rate": 4e-3},
+}
+budget = "flops"
+amount = 1e13
