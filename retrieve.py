@@ -145,6 +145,8 @@ def new_encoder():
         encoder, checkpoint = load_encoder(init_from, device, dtype)
         encoder.pooling, encoder.padding = pooling, padding
         return encoder, checkpoint["meta"]
+    if dataset == "python":
+        prepare_missing(os.path.join(data_dir, dataset), "--dataset=python")
     meta = load_meta(os.path.join(data_dir, dataset))
     try:
         shape = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig) if f.name in config},

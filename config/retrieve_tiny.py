@@ -1,12 +1,16 @@
-# A masked mixer that finds Python code by its docstring, trained on the code of this machine.
+# A masked mixer that finds Python code by its docstring, trained on the code of this machine: one wide block,
+# as deeper models see fewer pairs in the time (results/README.md).
 # Two cores of an Intel Xeon: not yet measured.
 out_dir = "out/retrieve_tiny"
 model_type = "mixer"
 pairs = "python_pairs"
 dataset = "python"
-block_size = 128
-n_layer = 4
-n_embd = 256
-batch_size = 128
-max_seconds = 600.0
+block_size = 64
+n_layer = 1
+n_embd = 512
+batch_size = 512
+temperature = 0.03
+warmup_iters = 20
+max_seconds = 300.0
+eval_interval = 50
 max_passages = 2000
