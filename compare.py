@@ -20,9 +20,10 @@ import torch
 
 from common import choose_device, load_model, replacing, train_run
 from configurator import configure, fail
-from dataset import load_meta, stream_text
+from dataset import get_batch, load_meta, load_tokens, stream_text, validation_windows
 from figures import save_figure
-from model import LanguageModel, ModelConfig
+from model import ModelConfig
+from objectives import OBJECTIVES
 from sample import generate
 
 # defaults: change them by a config file and by --key=value
@@ -41,7 +42,7 @@ device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 # end of defaults
 
 COLUMNS = ("name,seed,n_embd,parameters,flops_per_token,learning_rate,tokens,seconds,tok_per_sec,train_flops,"
-           "peak_memory_mb,train_loss,val_loss,val_bpb").split(",")
+           "peak_memory_mb,train_loss,val_loss,val_bpb,token_accuracy").split(",")
 SHAPE = [f.name for f in fields(ModelConfig) if f.name != "vocab_size"]
 
 
@@ -52,7 +53,7 @@ def build(settings, vocab_size):
     except ValueError as e:
         fail(e)
     with torch.device("meta"):
-        return LanguageModel(config)
+        return OBJECTIVES[settings["objective"]](config)
 
 
 def size_of(settings, vocab_size, what):
@@ -102,8 +103,22 @@ def plan_runs(defaults, given):
     return runs
 
 
+@torch.no_grad()
+def token_accuracy(model, settings, meta, n_windows=64):
+    """Share of tokens of the validation text that the model holds for the most probable: next tokens, or, of
+    an autoencoder, those of its input."""
+    data, T = load_tokens(os.path.join(data_dir, settings["dataset"]), "val", meta), settings["block_size"]
+    starts, right = validation_windows(len(data), T, n_windows).tolist(), []
+    for start in starts:
+        idx, targets = get_batch(data, [start], T, device, meta["vocab_size"])            # (1, T)
+        wanted = idx if settings["objective"] == "autoencode" else targets
+        right.append((model(idx)[0].argmax(dim=-1) == wanted).float().mean().item())
+    return fmean(right)
+
+
 def read_run(folder, name, settings):
-    """The row of a finished run, and its points of validation loss: (tokens, seconds, FLOPs, loss)."""
+    """The row of a finished run; its points of validation loss, (tokens, seconds, FLOPs, loss); and what it
+    writes, None if it does not predict the next token."""
     model, tokenizer, checkpoint = load_model(os.path.join(folder, "ckpt.pt"), device)
     with open(os.path.join(folder, "log.csv"), encoding="utf-8", newline="") as f:
         log = list(csv.DictReader(f))
@@ -113,8 +128,11 @@ def read_run(folder, name, settings):
                tok_per_sec=last["tokens"] / last["seconds"], train_flops=3 * flops * last["tokens"],
                peak_memory_mb=checkpoint.get("peak_memory_mb"))
     row |= {key: last[key] for key in ("tokens", "seconds", "train_loss", "val_loss", "val_bpb")}
+    row["token_accuracy"] = token_accuracy(model, settings, checkpoint["meta"])
     points = [(float(r["tokens"]), float(r["seconds"]), 3 * flops * float(r["tokens"]), float(r["val_loss"]))
               for r in log if r["val_loss"]]
+    if settings["objective"] != "causal":
+        return row, points, None
     end_of_text = checkpoint["meta"]["eot_id"]
     ids = tokenizer.encode_ordinary(prompt)[:model.config.block_size] or [end_of_text]
     tokens = (token for token, in generate(model, [ids], sample_tokens, 0.8, top_k=200, seed=seed,
@@ -129,12 +147,13 @@ def format_table(rows):
         groups.setdefault(row["name"], []).append(row)
     ranked = sorted(groups.items(), key=lambda item: fmean(row["val_loss"] for row in item[1]))
     lines = [["rank", "model", "parameters", "MFLOP a token", "tokens", "seconds", "tokens/s", "peak MB",
-              "val loss", "range", "bits a byte"]]
+              "val loss", "range", "bits a byte", "token accuracy"]]
     for rank, (name, group) in enumerate(ranked, 1):
         mean = {key: fmean(row[key] or 0 for row in group) for key in COLUMNS[2:]}
         losses = [row["val_loss"] for row in group]
         cells = ("{parameters:,.0f}|{mflop:.2f}|{tokens:,.0f}|{seconds:.0f}|{tok_per_sec:,.0f}|"
-                 "{peak_memory_mb:.0f}|{val_loss:.3f}|{low:.3f} to {high:.3f}|{val_bpb:.3f}")
+                 "{peak_memory_mb:.0f}|{val_loss:.3f}|{low:.3f} to {high:.3f}|{val_bpb:.3f}|"
+                 "{token_accuracy:.3f}")
         extra = dict(mflop=mean["flops_per_token"] / 1e6, low=min(losses), high=max(losses))
         lines.append([str(rank), name, *cells.format(**mean, **extra).split("|")])
     widths = [max(map(len, cells)) for cells in zip(*lines)]
@@ -182,7 +201,8 @@ if __name__ == "__main__":
         row, points, text = read_run(folder, name, settings)
         rows.append(row)
         curves.setdefault(name, []).append(points)
-        samples.setdefault(name, text)
+        if text is not None:
+            samples.setdefault(name, text)
         with replacing(os.path.join(out_dir, "compare.csv"), "w") as f:
             writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
             writer.writeheader()

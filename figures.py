@@ -37,3 +37,17 @@ def plot_logs(log_paths, image_path, x="tokens"):
         ax.grid(alpha=0.3)
         ax.legend()
     save_figure(image_path, draw, figsize=(7, 4.5))
+
+
+def plot_accuracies(rows, sizes, path):
+    """Draw how often the right passage comes first, over the number of candidates, with 95 % intervals: rows
+    of retrieve.py, {"model", "top1_32", ..., "interval"}."""
+    def draw(ax):
+        for row in rows:
+            ns = [n for n in sizes if f"top1_{n}" in row]
+            means, halves = zip(*((row[f"top1_{n}"], row["interval"][f"top1_{n}"]) for n in ns))
+            ax.errorbar(ns, means, halves, marker="o", ms=3, label=row["model"])
+        ax.set(xscale="log", xlabel="candidates", ylabel="queries whose passage comes first", ylim=(0, 1))
+        ax.grid(alpha=0.3)
+        ax.legend()
+    save_figure(path, draw, figsize=(7, 4.5))

@@ -47,6 +47,13 @@ def embed(model, idx, real, pooling="mean"):
     return F.normalize(e.float(), dim=-1)
 
 
+def drop_tokens(ids, share, rng):
+    """Lists of token ids, each token left out with probability `share` (but never all of a text): to a model
+    that sees its training texts many times, other ones each time."""
+    return [[t for t, kept in zip(tokens, rng.random(len(tokens)) >= share) if kept] or tokens
+            for tokens in ids]
+
+
 def batches_by_length(ids, block_size, padding, batch_size):
     """Yields (rows, width): indices of batch_size texts of similar length, and what to pad them to: on the
     right a multiple of 32, so that few shapes are compiled and little work is done on pads."""

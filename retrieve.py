@@ -28,11 +28,12 @@ from common import autocast, choose_device, choose_dtype, load_checkpoint, repla
 from configurator import configure, fail
 from dataset import build_tokenizer, load_meta, prepare_missing
 from documents import Unusable, read_input, read_jsonl, text_of
-from figures import save_figure
+from figures import plot_accuracies
 from model import LanguageModel, ModelConfig
 from pairs import choose_held_out, load_pairs
-from retrieval import (PADDINGS, POOLINGS, Encoder, baseline_scores, best_passages, cached_backward, embed,
-                       embedding_scores, info_nce, load_encoder, match_batch, match_logits, measure)
+from retrieval import (PADDINGS, POOLINGS, Encoder, baseline_scores, best_passages, cached_backward,
+                       drop_tokens, embed, embedding_scores, info_nce, load_encoder, match_batch,
+                       match_logits, measure)
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/retrieve"        # folder of the run
@@ -49,6 +50,7 @@ temperature = 0.05              # of the cosine
 batch_size = 128                # pairs an iteration, each a negative for all others
 micro_batch_size = 64           # texts in one forward pass
 grad_cache = False              # hold one such pass in memory at a time: slower by a forward pass, exact
+token_dropout = 0.0             # share of the tokens of a training text that are left out, others each time
 hard_from = ""                  # run whose nearest wrong passages join the batch as hard negatives
 n_context = 32                  # match: positions of the matcher, the query and n_context - 1 passages
 matcher_layers = 4              # match: its blocks
@@ -84,6 +86,8 @@ for key in "batch_size", "micro_batch_size", "log_interval", "eval_queries", "to
         fail(f"{key} must be 1 or more; got {config[key]}")
 if min(max_iters, max_seconds) < 0 or not max(max_iters, max_seconds):
     fail("give the run a budget: max_iters or max_seconds above 0, and none below")
+if not 0 <= token_dropout < 1:
+    fail(f"token_dropout must be in [0, 1); got {token_dropout}")
 if not temperature > 0 or not 0 < learning_rate < math.inf:
     fail(f"temperature and learning_rate must be positive; got {temperature} and {learning_rate}")
 device = choose_device(device)
@@ -235,6 +239,8 @@ def train_infonce():
         sets = [[query_ids[i] for i in rows], [passage_ids[p] for p in own]]
         if hard and (extra := [passage_ids[hard[i]] for i in rows if hard[i] not in own]):
             sets.append(extra)  # one that is right for another query of the batch is a negative as it is
+        rng = np.random.default_rng((seed, it))
+        sets = [drop_tokens(ids, token_dropout, rng) for ids in sets] if token_dropout else sets
         functions, orders = zip(*(encoder.parts(ids, micro_batch_size, compiled) for ids in sets))
 
         def loss(*embeddings):
@@ -333,16 +339,5 @@ with replacing(os.path.join(out_dir, "retrieve.json"), "w") as f:
     json.dump({"settings": config | {"device": str(device), "dtype": str(dtype)}, "torch": torch.__version__,
                "rows": rows}, f, indent=1)
 
-
-def draw(ax):
-    for row in rows:
-        ns = [n for n in sizes if f"top1_{n}" in row]
-        means, halves = zip(*((row[f"top1_{n}"], row["interval"][f"top1_{n}"]) for n in ns))
-        ax.errorbar(ns, means, halves, marker="o", ms=3, label=row["model"])
-    ax.set(xscale="log", xlabel="candidates", ylabel="queries whose passage comes first", ylim=(0, 1))
-    ax.grid(alpha=0.3)
-    ax.legend()
-
-
 if method == "infonce":
-    save_figure(os.path.join(out_dir, "retrieve.png"), draw, figsize=(7, 4.5))
+    plot_accuracies(rows, sizes, os.path.join(out_dir, "retrieve.png"))

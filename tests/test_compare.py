@@ -61,10 +61,26 @@ def test_equal_flops_are_equal_within_a_step(compare):
     assert float(rows[1]["tokens"]) > 2 * float(rows[0]["tokens"])
 
 
+def test_other_objectives_are_compared(compare):
+    """Twice the blocks count, no text is written, and accuracies are of the right tokens: a window of one
+    token is what an autoencoder finds, but does not say which one is next."""
+    shape = '"block_size": 1, "batch_size": 33'
+    variants = (f'--variants={{"a": {{{shape}, "objective": "autoencode", "norm": "layernorm"}}, '
+                f'"b": {{{shape}, "objective": "bidirectional"}}, "c": {{{shape}}}}}')
+    status, out, rows = compare(variants, "--amount=4e4", "--n_seeds=1")
+    assert status == 0, out
+    sizes = [int(row["parameters"]) for row in rows]
+    assert sizes[0] == sizes[1] > 1.4 * sizes[2]
+    accuracies = [float(row["token_accuracy"]) for row in rows]
+    assert accuracies[0] == 1 and 0.1 < accuracies[2] < 0.8
+    with open("out/compare.md", encoding="utf-8") as f:
+        assert f.read().count("## What") == 1
+
+
 @pytest.mark.parametrize("what", ["parameters", "flops"])
 def test_the_solved_width_is_the_nearest(what):
     """No other multiple of the heads comes nearer to the target; a model is as large as itself."""
-    mixer = {field.name: field.default for field in fields(ModelConfig)} | SHAPE
+    mixer = {field.name: field.default for field in fields(ModelConfig)} | SHAPE | {"objective": "causal"}
     target = size_of(mixer, 31, what)
     assert solve_n_embd(mixer, 31, what, target) == 24
     llama = mixer | {"model_type": "llama"}

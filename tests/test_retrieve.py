@@ -12,8 +12,8 @@ import pairs
 from model import LanguageModel, ModelConfig
 from pairs import (choose_held_out, docstring_pairs, further_pairs, load_pairs, prepare_pairs,
                    split_python_pairs, split_rows, unique)
-from retrieval import (Encoder, best_passages, cached_backward, embed, evaluate_scores, info_nce, match_batch,
-                       match_logits, pad)
+from retrieval import (Encoder, best_passages, cached_backward, drop_tokens, embed, evaluate_scores,
+                       info_nce, match_batch, match_logits, pad)
 
 B, T, C, V = 5, 7, 12, 31
 IDS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [2, 7]]
@@ -231,6 +231,16 @@ def test_left_padding_puts_the_text_at_the_end():
     h = model.run_blocks(model.embed(idx))
     e = embed(model, idx, real, "last")
     torch.testing.assert_close(e, h[:, -1] / h[:, -1].norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+def test_dropped_tokens_are_a_share():
+    """The rest keeps its order, a text keeps a token, and share 0 keeps all."""
+    rng = np.random.default_rng(3)
+    texts = [list(range(997))] * 5 + [[7]] * 50
+    thinned = drop_tokens(texts, 0.3, rng)
+    assert 0.65 * 5 * 997 < sum(map(len, thinned[:5])) < 0.75 * 5 * 997 and thinned[0] != thinned[1]
+    assert all(tokens == sorted(set(tokens)) for tokens in thinned) and thinned[5:] == texts[5:]
+    assert drop_tokens(texts, 0.0, rng) == texts
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
