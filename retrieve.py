@@ -176,9 +176,14 @@ LOG_COLUMNS = "iter,pairs,seconds,loss,lr,pairs_per_sec,top1_32,top1_128,top1_10
 
 def optimize(model, step, pairs_per_step, evaluate=None):
     """The training loop: step(it) leaves gradients and returns the loss, a tensor; evaluate() -> {column:
-    accuracy} for the log. Returns the last mean loss, the pairs, and the seconds without evaluation."""
+    accuracy} for the log. Returns the last mean loss, the pairs, and the seconds, without compilation and
+    evaluation."""
     optimizer = model.configure_optimizers(weight_decay, learning_rate, (0.9, 0.95))
     start_log(out_dir, LOG_COLUMNS)
+    clock = time.perf_counter()
+    step(0)  # compiles, outside the budget
+    optimizer.zero_grad(set_to_none=True)
+    print(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
     it, seconds, loss, losses, logged, clock = 0, 0.0, math.nan, [], (0, 0.0), time.perf_counter()
     while True:
         seconds, clock = seconds + time.perf_counter() - clock, time.perf_counter()
