@@ -144,7 +144,7 @@ def start_log(out_dir, columns, keep_until=None):
             for name in "ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png":
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
-            print(f"{out_dir} held a run, now in {previous} (--init_from=resume would have continued it)")
+            print(f"{out_dir} held a run, now in {previous} (train.py continues one by --init_from=resume)")
     except (OSError, KeyError, ValueError) as e:
         fail(f"cannot use out_dir {out_dir}: {e}")
     with replacing(log_path, "w") as f:

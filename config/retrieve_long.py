@@ -1,6 +1,6 @@
 # The same model as retrieve_tiny.py with five times the time and, to train on, also comments and the code
 # below them, names of functions without docstring and their code, and later paragraphs of docstrings.
-# Two cores of an Intel Xeon: not yet measured.
+# Two cores of an Intel Xeon: 25 minutes; 89, 80 and 58 %, at a learning rate that turned out to be low.
 out_dir = "out/retrieve_long"
 model_type = "mixer"
 pairs = "python_more_pairs"

@@ -17,6 +17,7 @@ from retrieval import (Encoder, best_passages, cached_backward, drop_tokens, emb
 
 B, T, C, V = 5, 7, 12, 31
 IDS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [2, 7]]
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ["--pairs=sums", "--dataset=tiny", "--block_size=13", "--n_layer=1", "--n_embd=12", "--n_head=3",
         "--batch_size=8", "--micro_batch_size=4", "--max_iters=6", "--max_seconds=0", "--warmup_iters=2",
         "--eval_queries=11", "--log_interval=2", "--sizes=2,4", "--baselines=", "--compile=false",
@@ -446,3 +447,17 @@ def test_bad_retrieval_input_is_refused(pairs_run, refused):
         ("no checkpoint", "--query=a --out_dir=nowhere"), ("no dataset in", "--dataset=nowhere"),
     ]:
         refused(message, "retrieve.py", *TINY, *argument.split())
+
+
+def test_the_search_of_the_readme_works(pairs_run):
+    """Its lines of Python, on the notes of somebody."""
+    status, _, err = pairs_run("retrieve.py", *TINY, "--out_dir=out/retrieve_tiny")
+    assert status == 0, err
+    notes = ["1 times 1", "the water bill is due in May", "28 times 28 is 784, says the clerk."]
+    with open("notes.txt", "w", encoding="utf-8") as f:
+        f.write("\n\n".join(notes))
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+        program = f.read().partition("```python\nfrom retrieval import load_encoder\n")[2].partition("```")[0]
+    printed = []
+    exec("from retrieval import load_encoder\n" + program, {"print": printed.append})
+    assert program.count("\n") == 4 and printed[0] in notes
