@@ -52,24 +52,24 @@ def evaluate(node):
 
 
 def read_settings(path):
-    """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`.
-
-    Raises ValueError, naming path and line, where a line is not `key = value`; OSError where the file cannot
-    be read.
-    """
+    """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`. A line
+    that is not `key = value` ends the program, and so does a file that cannot be read."""
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
             text = f.read(MAX_CHARS + 1)
+    except OSError as e:
+        fail(f"config file {path}: {e.strerror.lower()}")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file in UTF-8") from None
+        fail(f"{path}: not a text file in UTF-8")
     if len(text) > MAX_CHARS:
-        raise ValueError(f"{path}: longer than {MAX_CHARS} characters")
-    block = re.search(r"^( *)# defaults.*\n((?:.*\n)*?)\1# end of defaults", text, re.M)
-    if block:  # in a dataclass it is indented; lines before it become blanks, so that line numbers stay right
-        text = "\n" * text[:block.start(2)].count("\n") + re.sub(f"^{block[1]}", "", block[2], flags=re.M)
+        fail(f"{path}: longer than {MAX_CHARS} characters")
     settings, line, lines = {}, 0, text.splitlines()
+    marks = [i for i, words in enumerate(lines, 1) if re.match(" *# (end of )?defaults", words)]
+    first, last = marks or (0, len(lines) + 1)
     try:
-        for node in ast.parse(text).body:
+        for node in ast.walk(ast.parse(text)):  # defaults of a dataclass stand inside it
+            if not isinstance(node, ast.stmt) or not first < node.lineno < last:
+                continue
             line = node.lineno
             match node:
                 case (ast.Assign(targets=[ast.Name(id=key)])
@@ -82,21 +82,12 @@ def read_settings(path):
                 case ast.Expr(value=ast.Constant()):  # the docstring
                     pass
                 case _:
-                    raise ValueError("not a line `key = value`")
+                    raise SyntaxError
     except MALFORMED as e:
         line = getattr(e, "lineno", None) or line
         reason = str(e) if type(e) is ValueError else "not a line `key = value`"
-        raise ValueError(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}") from None
+        fail(f"{path}, line {line}: {reason}" if line else f"{path}: {reason}")
     return settings
-
-
-def parse(text, kind):
-    """The value of --key=text. Text needs no quotes here, and a list no brackets: `3e-4`, `mixer,gpt`."""
-    if kind.startswith("list[") and not text.startswith("["):
-        return [parse(item.strip(), kind[5:-1]) for item in text.split(",") if item.strip()]
-    with suppress(*MALFORMED):
-        return text if kind == "str" else evaluate(ast.parse(text.strip(), mode="eval").body)
-    return text
 
 
 def convert(value, kind):
@@ -108,39 +99,47 @@ def convert(value, kind):
     return float(value) if kind == "float" else value
 
 
+def parse(text, kind):
+    """The value of --key=text. Text needs no quotes here, and a list no brackets: `3e-4`, `mixer,gpt`."""
+    if kind.startswith("list[") and not text.startswith("["):
+        return [parse(item.strip(), kind[5:-1]) for item in text.split(",") if item.strip()]
+    with suppress(*MALFORMED):
+        return text if kind == "str" else evaluate(ast.parse(text.strip(), mode="eval").body)
+    return text
+
+
 def configure(argv, *sources):
     """Settings of a script as a dict {key: value}.
 
     argv: config files and --key=value. sources: files whose defaults count (the script, model.py).
     --help prints the keys and exits; a wrong argument ends with one line and status 2.
     """
-    defaults = {key: setting for path in sources for key, setting in read_settings(path).items()}
+    settings = {key: setting for path in sources for key, setting in read_settings(path).items()}
+    config = {key: setting.value for key, setting in settings.items()}
     if "--help" in argv or "-h" in argv:
         with open(sources[0], encoding="utf-8") as f:
             print(ast.get_docstring(ast.parse(f.read())), end="\n\n")
-        for key, setting in defaults.items():
-            print(f"  --{key}={setting.value}".ljust(34), setting.comment)
+        print(*(f"  --{key}={s.value}".ljust(34) + f" {s.comment}" for key, s in settings.items()), sep="\n")
         raise SystemExit(0)
-    config, given = {key: setting.value for key, setting in defaults.items()}, []  # (where, key, value)
-    for argument in argv:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and equals:
-            given.append((f"--{key}", key, parse(text, defaults[key].types[0] if key in defaults else "")))
-        elif argument.startswith("-"):
-            fail(f"{argument}: write --key=value; --help lists the keys")
-        else:
-            try:
-                given += [(f"{argument}: {key}", key, s.value) for key, s in read_settings(argument).items()]
-            except (OSError, ValueError) as e:
-                fail(f"config file {argument}: {e.strerror.lower()}" if isinstance(e, OSError) else e)
-    for where, key, value in given:
+
+    def change(where, key, value):
         if key not in config:
             near = difflib.get_close_matches(key, config, n=1)
             fail(f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "; --help lists them"))
-        for kind in defaults[key].types:
+        types = settings[key].types
+        for kind in types:
             with suppress(TypeError):
                 config[key] = convert(value, kind)
-                break
+                return
+        fail(f"{where} takes {' or '.join(types)}, not {value!r:.60}")
+
+    for argument in argv:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and equals:
+            change(f"--{key}", key, parse(text, settings[key].types[0] if key in settings else ""))
+        elif argument.startswith("-"):
+            fail(f"{argument}: write --key=value; --help lists the keys")
         else:
-            fail(f"{where} takes {' or '.join(defaults[key].types)}, not {value!r:.60}")
+            for key, setting in read_settings(argument).items():
+                change(f"{argument}: {key}", key, setting.value)
     return config
