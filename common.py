@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import torch
 
@@ -39,11 +40,9 @@ def choose_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
+        return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError):
         fail(f"device {name!r} is not available here; --device=auto takes the best one that is")
-    return device
 
 
 def choose_dtype(name, device):
@@ -85,13 +84,15 @@ def peak_memory_mb(device):
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
     with contextlib.suppress(ImportError):
         import resource
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2 ** (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
+        unit = 2 ** (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def load_checkpoint(path):
     """What train.py saved, on the CPU; weights_only: a file that carries code is refused and runs nothing."""
     try:
+        if zipfile.ZipFile(path).testzip():  # torch.load does not look at the checksums
+            raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         ModelConfig(**checkpoint["model_config"])
         return checkpoint

@@ -110,7 +110,7 @@ def token_accuracy(model, settings, meta, n_windows=64):
     data, T = load_tokens(os.path.join(data_dir, settings["dataset"]), "val", meta), settings["block_size"]
     starts, right = validation_windows(len(data), T, n_windows).tolist(), []
     for start in starts:
-        idx, targets = get_batch(data, [start], T, device, meta["vocab_size"])            # (1, T)
+        idx, targets = get_batch(data, [start], T, device)                                # (1, T)
         wanted = idx if settings["objective"] == "autoencode" else targets
         right.append((model(idx)[0].argmax(dim=-1) == wanted).float().mean().item())
     return fmean(right)

@@ -52,8 +52,8 @@ def evaluate(node):
 
 
 def read_settings(path):
-    """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`. A line
-    that is not `key = value` ends the program, and so does a file that cannot be read."""
+    """{key: Setting} of a config file, or of a script's lines from `# defaults` to `# end of defaults`. If a
+    line is not `key = value`, or the file cannot be read, the program ends."""
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
             text = f.read(MAX_CHARS + 1)
@@ -64,7 +64,7 @@ def read_settings(path):
     if len(text) > MAX_CHARS:
         fail(f"{path}: longer than {MAX_CHARS} characters")
     settings, line, lines = {}, 0, text.splitlines()
-    marks = [i for i, words in enumerate(lines, 1) if re.match(" *# (end of )?defaults", words)]
+    marks = [i for i, at in enumerate(lines, 1) if re.match(" *# (end of )?defaults", at)]
     first, last = marks or (0, len(lines) + 1)
     try:
         for node in ast.walk(ast.parse(text)):  # defaults of a dataclass stand inside it

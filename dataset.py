@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import tiktoken
@@ -57,17 +59,38 @@ def prepare_missing(folder, argument):
             raise SystemExit(status)  # prepare.py has said why
 
 
+def crc32(path):
+    """The checksum of a file."""
+    sum_so_far = 0
+    with open(path, "rb") as f:
+        while block := f.read(2 ** 22):
+            sum_so_far = zlib.crc32(block, sum_so_far)
+    return sum_so_far
+
+
+def write_meta(folder, meta):
+    """Write meta.json, with checksums of itself and of all files that are in the folder."""
+    sums = {name: crc32(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    sums["meta.json"] = zlib.crc32(json.dumps(meta).encode())
+    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8", newline="\n") as f:
+        json.dump(meta | {"crc32": sums}, f, indent=1)
+
+
 def load_meta(folder):
     """meta.json as a dict, with the tokenizer's rank file under "ranks": a checkpoint carries both."""
+    path = Path(folder, "tokenizer.tiktoken")
     try:
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
             meta = json.load(f)
-        with open(os.path.join(folder, "tokenizer.tiktoken"), encoding="utf-8") as f:
-            return meta | {"ranks": f.read()}
+        sums = meta.pop("crc32")
+        if sums["meta.json"] != zlib.crc32(json.dumps(meta).encode()) or sums[path.name] != crc32(path):
+            raise ValueError("wrong checksum")
+        with open(path, encoding="utf-8") as f:
+            return meta | {"crc32": sums, "ranks": f.read()}
     except FileNotFoundError:
         command = f"python prepare.py --dataset={os.path.basename(folder)}"
         fail(f"no dataset in {folder}; make it: {command}, with --input=FILE if the text is your own")
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         fail(f"meta.json or tokenizer.tiktoken in {folder} is damaged ({e}): run prepare.py again")
 
 
@@ -78,6 +101,8 @@ def load_tokens(folder, split, meta):
     n_bytes = os.path.getsize(path) if os.path.exists(path) else 0
     if n_bytes != n_tokens * dtype.itemsize or n_tokens == 0:
         fail(f"{path} has {n_bytes} bytes, but should have {n_tokens * dtype.itemsize}: run prepare.py again")
+    if crc32(path) != meta["crc32"][f"{split}.bin"]:
+        fail(f"{path} is damaged, its checksum is wrong: run prepare.py again")
     return np.memmap(path, dtype=dtype, mode="r")
 
 
@@ -132,11 +157,9 @@ def validation_windows(n_tokens, block_size, count):
     return block_size * np.sort(rng.permutation((n_tokens - 1) // block_size)[:count])
 
 
-def get_batch(data, starts, block_size, device, vocab_size):
+def get_batch(data, starts, block_size, device):
     """Token ids idx and, one further, targets: both (len(starts), block_size), int64, on `device`."""
     tokens = np.stack([data[start:start + block_size + 1] for start in starts])           # (B, T + 1)
-    if tokens.max() >= vocab_size:
-        fail(f"the data holds token {tokens.max()}, the vocabulary only {vocab_size}: run prepare.py again")
     tokens = torch.from_numpy(tokens.astype(np.int64))
     if device.type == "cuda":
         tokens = tokens.pin_memory().to(device, non_blocking=True)  # the copy runs beside the computation

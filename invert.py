@@ -9,8 +9,10 @@ Input inversion: how much of its input does a model keep? (arXiv 2409.01482, on 
 
 Given hidden states alone, descent looks for an input that has them; the Hamming metric is the share of tokens
 that do not come back. That says how easily an input is found; `exact`, which tries tokens, says whether it is
-there at all. Into out_dir go invert.csv, .json and .png.
+there at all. Into out_dir go invert.csv, .json and .png, and of several runs efficiency.png: do those that
+keep their input learn faster?
 """
+import csv
 import itertools
 import json
 import os
@@ -18,7 +20,8 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, fields
-from statistics import fmean, pstdev
+from glob import glob
+from statistics import correlation, fmean, pstdev
 
 import torch
 import torch.nn as nn
@@ -34,7 +37,7 @@ from model import LanguageModel, ModelConfig
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
 out_dir = "out/mixer_tiny"   # folder of the run, and of the results
-compare: list[str] = []      # folders of several runs, instead of the one in out_dir
+compare: list[str] = []      # folders of several runs, instead of the one in out_dir; "out/tiny/*" is many
 models: list[str] = []       # fresh models instead of runs: mixer,llama; their sizes are ModelConfig's keys
 embd_stds: list[float] = []  # each of them with each of these embd_std
 inits: list[str] = []        # and with each of these init
@@ -119,6 +122,40 @@ def plot(rows, path):
     save_figure(path, draw, ncols=2, figsize=(11, 4.5), sharey=True)
 
 
+def rank(values):
+    """Ranks of values, from 0; equal ones get their mean."""
+    return [fmean(i for i, other in enumerate(sorted(values)) if other == value) for value in values]
+
+
+def plot_efficiency(rows, path):
+    """Does a model that keeps its input learn faster, as the paper proposes (section 4)? A point a run: its
+    last validation loss over the share of tokens that come back at the best step size. Prints the
+    correlation of their ranks for each kind of inversion; of equal shares there is none."""
+    kinds, losses = {}, {}  # {kind: {run: {lr: [Hamming of each seed]}}}, {run: loss}
+    for row in rows:
+        kind = "{method}, {matched}, block {layer}, T {T}".format(**row)
+        by_lr = kinds.setdefault(kind, {}).setdefault(row["model"], {})
+        by_lr.setdefault(row["lr"], []).append(row["hamming_top1"])
+        with open(os.path.join(row["model"], "log.csv"), encoding="utf-8", newline="") as f:
+            losses[row["model"]] = [float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]][-1]
+    shares = {}
+    for kind, runs in kinds.items():
+        shares[kind] = [1 - min(map(fmean, by_lr.values())) for by_lr in runs.values()]
+        ranks = rank(shares[kind]), rank([losses[run] for run in runs])
+        r = f"{correlation(*ranks):.2f}" if min(len(set(of)) for of in ranks) > 1 else "none"
+        print(f"{kind}: rank correlation of share and loss {r}, {len(runs)} runs")
+
+    def draw(ax):
+        for kind, runs in kinds.items():
+            ax.plot(shares[kind], [losses[run] for run in runs], "o", ms=4, label=kind)
+            for share, run in zip(shares[kind], runs):
+                ax.annotate(os.path.basename(run), (share, losses[run]), fontsize=5)
+        ax.set(xlabel="share of tokens that come back", ylabel="validation loss, nats a token")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
+    save_figure(path, draw, figsize=(7, 5))
+
+
 def fresh_models(seeds):
     """The models of the settings models, embd_stds and inits, with each seed, untrained and trained: a list
     of (first columns of its rows, ModelConfig, meta, dataset, checkpoint or None)."""
@@ -143,7 +180,7 @@ def fresh_models(seeds):
 def saved_models(seeds):
     """Those of the runs in `compare`, or of the one in out_dir, in the same form; a seed is the descent's."""
     found = []
-    for folder in compare or [out_dir]:
+    for folder in sum((sorted(glob(folder)) or [folder] for folder in compare), []) or [out_dir]:
         path = os.path.join(folder, "ckpt.pt")
         state = load_checkpoint(path)
         c, data = ModelConfig(**state["model_config"]), dataset or state["config"]["dataset"]
@@ -263,3 +300,5 @@ if __name__ == "__main__":
             json.dump({"settings": settings, "torch": torch.__version__, "rows": rows}, f, indent=1)
     print("\n".join(["", *format_table(rows)]))
     plot(rows, os.path.join(out_dir, "invert.png"))
+    if compare:
+        plot_efficiency(rows, os.path.join(out_dir, "efficiency.png"))

@@ -51,6 +51,7 @@ class ModelConfig:
     final_norm: bool | str = "auto"   # a norm before the head
     mlp: str = "auto"                 # gelu: C -> 4C -> C | swiglu: half as many parameters again
     bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
+    residual: bool = True             # False: what a step computes takes the place of x
     tie: bool = False                 # the head uses the embedding's weights
     embd_std: float | str = "auto"    # standard deviation of the token embedding at the start
     init: str = "auto"           # other weights: torch: PyTorch's own for Linear, Conv1d | normal: N(0, 0.02)
@@ -249,8 +250,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * C, C, bias=bias)
 
     def forward(self, x):
-        h = F.silu(self.c_gate(x)) * self.c_fc(x) if self.c_gate else F.gelu(self.c_fc(x))    # (B, T, 4C)
-        return self.c_proj(h)
+        return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x) if self.c_gate else F.gelu(self.c_fc(x)))
 
 
 def build_norm(config):
@@ -260,8 +260,7 @@ def build_norm(config):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x <- x + mix(norm(x)) for each step of token mixing, then x <- x +
-    MLP(norm(x))."""
+    """Pre-norm residual block: x <- x + f(norm(x)) for each step f of token mixing, and then for the MLP."""
 
     def __init__(self, config):
         super().__init__()
@@ -270,14 +269,15 @@ class Block(nn.Module):
         self.mix_norm = nn.ModuleList(build_norm(config) for _ in steps)
         self.mlp = MLP(config)
         self.mlp_norm = build_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.residual = nn.Dropout(config.dropout), config.residual
 
     def forward(self, x, cache=None):
         for norm, step in zip(self.mix_norm, self.mix):
-            normed = norm(x)                                                              # (B, T, C)
+            normed, x = norm(x), x if self.residual else 0                                # (B, T, C)
             for mix in step:
                 x = x + self.dropout(mix(normed, cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        normed, x = self.mlp_norm(x), x if self.residual else 0
+        return x + self.dropout(self.mlp(normed))
 
 
 class LanguageModel(nn.Module):

@@ -18,7 +18,6 @@ documents.py has the reading and the split. The same text gives the same files. 
 the text, if no single document is huge.
 """
 import base64
-import json
 import os
 import re
 import sys
@@ -31,7 +30,7 @@ import tiktoken
 from tqdm import tqdm
 
 from configurator import configure, fail
-from dataset import build_tokenizer, replacing_folder
+from dataset import build_tokenizer, replacing_folder, write_meta
 from documents import HUB, Unusable, first_mb, read_input, split_documents, split_hub, split_python
 from pairs import prepare_pairs
 
@@ -178,8 +177,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             meta |= write_dataset(split, tokenizer, vocab_size, max_mb, temporary)
         except Unusable as e:
             fail(*e.args)
-        with open(f"{temporary}/meta.json", "w", encoding="utf-8", newline="\n") as f:
-            json.dump(meta, f, indent=1)
+        write_meta(temporary, meta)
     if tokenizer == "bpe" and meta["vocab_size"] < vocab_size:
         print(f"the text is too short for {vocab_size} ids; the vocabulary has {meta['vocab_size']}")
     train, val = meta["train"], meta["val"]

@@ -115,13 +115,13 @@ if query:
     digest = hashlib.blake2b(digest_size=16)
     for part in (*(t.numpy() for t in checkpoint["model"].values()), "\0".join(texts).encode()):
         digest.update(part)
-    index_path = os.path.join(out_dir, f"index-{digest.hexdigest()}.npy")
+    index_path = os.path.join(out_dir, f"index-{digest.hexdigest()}.npz")
     try:
-        e = np.load(index_path)
-    except (OSError, ValueError, EOFError):  # there is none yet, or it is damaged
+        e = np.load(index_path)["e"]
+    except Exception:  # there is none yet, or it is damaged, in one of many ways
         e = encoder.encode(texts)
         with replacing(index_path) as f:
-            np.save(f, e)
+            np.savez(f, e=e)
     for score, i in zip(*best_passages(torch.from_numpy(encoder.encode(query)), torch.from_numpy(e), top)):
         print(f"{score:.3f}  " + texts[i].replace("\n", "\n       "), end="\n\n")
     raise SystemExit(0)

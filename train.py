@@ -122,7 +122,7 @@ if ddp:
     dist.barrier()
 meta = load_meta(folder)
 data = {split: load_tokens(folder, split, meta) for split in ("train", "val")}
-block_size, vocab_size = config["block_size"], meta["vocab_size"]
+block_size = config["block_size"]
 for split, tokens in data.items():
     if len(tokens) <= 2 * block_size:
         fail(f"{folder}/{split}.bin has {len(tokens)} tokens, too few for block_size {block_size}: prepare "
@@ -134,7 +134,7 @@ tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 
 try:
     model_config = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig) if f.name in config},
-                               vocab_size=vocab_size)
+                               vocab_size=meta["vocab_size"])
 except ValueError as e:
     fail(e)
 torch.manual_seed(seed)
@@ -151,7 +151,7 @@ state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum":
 if init_from != "scratch":
     path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
     checkpoint = load_checkpoint(path)
-    known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
+    known = {"objective": "causal"} | checkpoint["config"] | asdict(ModelConfig(**checkpoint["model_config"]))
     for key, value in (asdict(model_config) | {"objective": objective}).items():
         saved = known[key]
         if saved != value and key != "dropout":
@@ -218,7 +218,7 @@ def forward_backward(position):
     micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
     loss_sum = torch.zeros((), device=device)
     for i, micro_batch in enumerate(micro_batches):
-        idx, targets = get_batch(data["train"], micro_batch, block_size, device, vocab_size)
+        idx, targets = get_batch(data["train"], micro_batch, block_size, device)
         last = i == len(micro_batches) - 1  # processes exchange gradients once, in the last backward pass
         with nullcontext() if last or not ddp else model.no_sync():
             with autocast(device, dtype):
@@ -249,7 +249,7 @@ def evaluate():
     for i in range(0, len(starts), batch_size):
         batch = starts[i:i + batch_size]
         filled = batch + [0] * (batch_size - len(batch))  # or the last, smaller batch would be compiled anew
-        idx, targets = get_batch(data["val"], filled, block_size, device, vocab_size)
+        idx, targets = get_batch(data["val"], filled, block_size, device)
         targets = torch.where(torch.arange(batch_size, device=device)[:, None] < len(batch), targets, -1)
         with autocast(device, dtype):
             total += model(idx, targets, return_logits=False)[1].item() * len(batch)

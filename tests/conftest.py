@@ -18,6 +18,15 @@ TINY = ["--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_
         "--learning_rate=1e-2", "--compile=false", "--device=cpu", "--dtype=float32", "--sample_tokens=0"]
 
 
+def flip(path, place):
+    """Change one bit of a file, `place` bytes from its start, or from its end if that is below 0."""
+    with open(path, "r+b") as f:
+        f.seek(place, os.SEEK_END if place < 0 else os.SEEK_SET)
+        byte = f.read(1)[0]
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte ^ 1]))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """A folder with data/tiny in it: sums as text, in bytes."""

@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from inversion import (decode, descend, distances, hamming, hidden_states, invert, matched_positions,
                        random_start, recover_exactly)
-from invert import COLUMNS, mark
+from invert import COLUMNS, mark, plot_efficiency, rank
 from model import LanguageModel, ModelConfig
 
 B, T, C, V = 3, 7, 10, 29
@@ -235,8 +235,26 @@ def test_a_checkpoint_is_inverted_by_layer_and_window(run):
             assert float(row["hamming_top1"]) == float(row["distance"]) == 0 and row["lr"] == ""
     assert os.path.getsize("both/invert.png") > 1000
     assert "   true '" in out and "  found '" in out and "candidates a token" in out
-    table = out.splitlines()[-1 - len(rows):]
-    assert table[0].startswith("model  trained") and len({line.index(" l1 ") for line in table[1:]}) == 1
+    table = out[out.index("\nmodel  trained"):].splitlines()[2:2 + len(rows)]
+    assert len(table) == len(rows) and len({line.index(" l1 ") for line in table}) == 1
+    assert out.count("rank correlation of share and loss") == 3 * 3 * 2
+    assert os.path.getsize("both/efficiency.png") > 1000
+
+
+def test_recovery_is_correlated_with_the_loss(tmp_path, capsys):
+    """Ranks, the best step size and the last loss count; where all shares are equal there is no number."""
+    rows = []
+    for name, loss, gd in ("a", 3.0, (0.9, 0.5)), ("b", 2.0, (0.2, 0.6)), ("c", 1.0, (0.3, 0.1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text(f"iter,val_loss\n0,9\n5,{loss}\n6,\n", encoding="utf-8")
+        head = dict(model=str(tmp_path / name), matched="all", layer=2, T=11)
+        rows += [head | dict(method="gd", lr=lr, hamming_top1=value) for lr, value in enumerate(gd)]
+        rows.append(head | dict(method="exact", lr="", hamming_top1=0.0))
+    plot_efficiency(rows, str(tmp_path / "efficiency.png"))
+    assert capsys.readouterr().out.splitlines() == [
+        "gd, all, block 2, T 11: rank correlation of share and loss -1.00, 3 runs",
+        "exact, all, block 2, T 11: rank correlation of share and loss none, 3 runs"]
+    assert rank([0.5, 0.1, 0.5, 0.9]) == [1.5, 0, 1.5, 3]
 
 
 def test_the_last_positions_are_scored_apart(run):

@@ -30,6 +30,7 @@ VARIANTS = {
                        position="rope", final_norm=True, mlp="swiglu", bias=False, tie=True, init="normal",
                        embd_std=0.1),
     "mixer_learned_positions": dict(position="learned", norm="none"),
+    "residual_off": dict(model_type="hybrid_parallel", residual=False),
     "gpt_rope": dict(model_type="gpt", position="rope"),
     "llama_without_positions": dict(model_type="llama", position="none"),
 }

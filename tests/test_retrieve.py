@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pairs
+from conftest import flip
 from model import LanguageModel, ModelConfig
 from pairs import (choose_held_out, docstring_pairs, further_pairs, load_pairs, prepare_pairs,
                    split_python_pairs, split_rows, unique)
@@ -406,9 +407,10 @@ def test_a_retriever_is_trained_measured_and_searched(pairs_run):
     status, out, err = run("retrieve.py", *search)
     assert status == 0 and out.count("makes") == 3
     index, = (name for name in os.listdir("a") if name.startswith("index"))
-    assert np.load(f"a/{index}").shape == (200, 12)
-    os.truncate(f"a/{index}", 100)
-    assert run("retrieve.py", *search)[1] == out
+    assert np.load(f"a/{index}")["e"].shape == (200, 12)
+    for damage in lambda path: os.truncate(path, 100), lambda path: flip(path, 5000):
+        damage(f"a/{index}")
+        assert run("retrieve.py", *search)[1] == out
     with open("notes.txt", "w", encoding="utf-8") as f:
         f.write("one\n\ntwo\n\n\n\nthree")
     out = run("retrieve.py", *search, "--corpus=notes.txt")[1]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import HERE, TINY
+from conftest import HERE, TINY, flip
 from dataset import epoch_starts, get_batch, training_windows, validation_windows
 
 
@@ -247,7 +247,7 @@ def test_validation_windows_are_fixed():
 def test_targets_are_the_next_tokens():
     """idx and targets are shifted by one."""
     data = np.arange(100, dtype=np.uint16)
-    idx, targets = get_batch(data, [0, 50], 7, torch.device("cpu"), 100)
+    idx, targets = get_batch(data, [0, 50], 7, torch.device("cpu"))
     assert idx.tolist() == [list(range(7)), list(range(50, 57))] and torch.equal(targets, idx + 1)
 
 
@@ -292,8 +292,10 @@ def test_bad_arguments_are_refused(refused, message, arguments):
     ("should have", lambda d: os.truncate(d / "train.bin", 1001)),
     ("should have", lambda d: os.remove(d / "val.bin")),
     ("damaged", lambda d: (d / "meta.json").write_text("{")),
-    ("the vocabulary only 257",
-     lambda d: (np.fromfile(d / "train.bin", np.uint16) + 300).tofile(d / "train.bin")),
+    ("train.bin is damaged", lambda d: flip(d / "train.bin", 1000)),
+    ("val.bin is damaged", lambda d: flip(d / "val.bin", -1)),
+    ("damaged", lambda d: flip(d / "tokenizer.tiktoken", -2)),
+    ("damaged", lambda d: flip(d / "meta.json", (d / "meta.json").read_text().index('"eot_id": ') + 10)),
 ])
 def test_damaged_data_is_refused(refused, message, damage, tiny_data):
     """Truncated, missing or foreign files: never trained on."""
@@ -307,6 +309,9 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(run, refused):
     run("train.py")
     refused("was trained with n_layer=2", "train.py", "--init_from=resume", "--n_layer=3")
     refused("was trained with model_type=mixer", "train.py", "--init_from=resume", "--model_type=llama")
+    shutil.copy("out/ckpt.pt", "flipped.pt")
+    flip("flipped.pt", os.path.getsize("flipped.pt") // 2)
+    refused("flipped.pt is damaged", "train.py", "--init_from=flipped.pt")
     os.truncate("out/ckpt.pt", 5000)
     refused("damaged", "train.py", "--init_from=resume")
     assert os.path.getsize("out/ckpt.pt") == 5000
