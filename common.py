@@ -29,10 +29,11 @@ def replacing(path, mode="wb"):
             f.flush()
             os.fsync(f.fileno())  # on the disk before the old file goes
         os.replace(temporary, path)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # torch.save turns the first into the second, and its context
         with contextlib.suppress(OSError):
             os.remove(temporary)
-        fail(f"cannot write {path}: {(e.strerror or str(e)).lower()}", status=1)
+        reason = getattr(e if isinstance(e, OSError) else e.__context__, "strerror", None) or str(e)
+        fail(f"cannot write {path}: {reason.lower()}", status=1)
 
 
 def choose_device(name):
@@ -51,9 +52,8 @@ def choose_dtype(name, device):
         if device.type == "cuda":
             name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         else:
-            capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-            fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-            name = "bfloat16" if fast else "float32"
+            has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+            name = "bfloat16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
     if name not in ("float32", "bfloat16", "float16"):
         fail(f"dtype {name!r} is not one of auto, float32, bfloat16, float16")
     if name == "float16" and device.type != "cuda":

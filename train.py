@@ -147,7 +147,7 @@ ckpt_path, log_path = os.path.join(out_dir, "ckpt.pt"), os.path.join(out_dir, "l
 # What changes from one iteration to the next, besides weights and optimizer. position: where the order of the
 # data stands; loss_sum and loss_count: of the iterations since the last line of the log.
 state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
-         "best_val_loss": math.inf}
+         "val_loss": math.nan, "best_val_loss": math.inf}
 if init_from != "scratch":
     path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
     checkpoint = load_checkpoint(path)
@@ -162,7 +162,7 @@ if init_from != "scratch":
     if init_from == "resume":
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
-        state = checkpoint["state"]
+        state |= checkpoint["state"]
     del checkpoint  # or its copy of the weights stays in memory
 start_iter = state["iter"]
 flops_per_token = 3 * raw_model.estimate_flops()  # forward, and twice that backward
@@ -308,7 +308,7 @@ def catch(number, frame):
 
 signal.signal(signal.SIGINT, catch)
 signal.signal(signal.SIGTERM, catch)
-loss_sum, norm, val_loss = torch.tensor(state["loss_sum"], device=device), torch.zeros(()), None
+loss_sum, norm = torch.tensor(state["loss_sum"], device=device), torch.zeros(())
 clock, row_tokens, row_seconds = time.perf_counter(), state["tokens"], state["seconds"]
 while True:
     it = state["iter"]
@@ -318,8 +318,8 @@ while True:
                    ((it, max_iters), (state["tokens"], max_tokens), (seconds, max_seconds)) if budget)
     lr = learning_rate_at(it, progress)
     done = progress >= 1 or stopped
-    # a resumed run finds its first evaluation in the log already
-    evaluates = done or it % eval_interval == 0 and (it > start_iter or init_from != "resume")
+    # a resumed run finds its first evaluation in the log already, be it the last one
+    evaluates = (done or it % eval_interval == 0) and (it > start_iter or init_from != "resume")
 
     if evaluates or it % log_interval == 0 and it > start_iter:
         state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
@@ -340,8 +340,8 @@ while True:
             state["loss_sum"], state["loss_count"] = 0.0, 0
             loss_sum.zero_()
         if evaluates and master:
-            if val_loss < state["best_val_loss"]:
-                state["best_val_loss"] = val_loss
+            state |= {"val_loss": val_loss, "best_val_loss": min(val_loss, state["best_val_loss"])}
+            if val_loss == state["best_val_loss"]:
                 save("best.pt")
             save("ckpt.pt")
         clock = time.perf_counter()
@@ -361,7 +361,7 @@ while True:
 
 if master:
     say(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of "
-        f"training; validation loss {val_loss:.4f} nats a token; checkpoint in {ckpt_path}")
+        f"training; validation loss {state['val_loss']:.4f} nats a token; checkpoint in {ckpt_path}")
     plot_logs({"": log_path}, os.path.join(out_dir, "loss.png"))
     if stopped:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]

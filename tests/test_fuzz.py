@@ -1,0 +1,186 @@
+"""Random input: configurator, prepare, models and sampling either work or end with one line.
+
+A few examples each; `python -m pytest -m slow` tries as many as thousands.
+"""
+import contextlib
+import io
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from conftest import HERE
+from configurator import configure, read_settings
+from dataset import build_tokenizer, load_meta, load_tokens
+from model import AUTO, CHOICES, LanguageModel, ModelConfig
+from prepare import prepare
+from sample import generate
+
+SOURCES = f"{HERE}/train.py", f"{HERE}/model.py"
+DEFAULTS = {key: setting for path in SOURCES for key, setting in read_settings(path).items()}
+
+
+def examples(few, many):
+    """A decorator: the test with `few` examples, and, marked slow, with `many`."""
+    def decorate(test):
+        @pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
+        def run_test(n):
+            options = dict(max_examples=n, deadline=None, derandomize=True, database=None,
+                           suppress_health_check=list(HealthCheck))
+            settings(**options)(test)()
+        run_test.__doc__ = test.__doc__
+        return run_test
+    return decorate
+
+
+def one_line_or(result):
+    """What result() returns, or None if it ended the program with one line and status 1 or 2."""
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return result()
+        except SystemExit as e:
+            assert e.code in (1, 2), e.code
+    assert err.getvalue().startswith("error: ") and err.getvalue().count("\n") == 1, err.getvalue()
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# configurator
+
+LITERALS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9).map(lambda s: s),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6)
+KEYS = st.sampled_from(sorted(DEFAULTS)) | st.text("abc_", max_size=5)
+VALUES = LITERALS.map(repr) | st.text(max_size=20) | st.text("0123456789+-*/().eE[], ", max_size=20)
+ARGUMENTS = st.builds("--{}={}".format, KEYS, VALUES) | st.text(max_size=9).map("--".__add__)
+LINES = st.builds("{} = {}".format, KEYS, VALUES) | st.text(max_size=30)
+
+
+@examples(100, 10_000)
+@given(st.lists(ARGUMENTS, max_size=4), st.lists(LINES, max_size=3) | st.binary(max_size=60))
+def test_any_arguments_are_settings_or_one_line(arguments, content):
+    """Each value has one of the types that its key takes, or the program ends with one line."""
+    assume(not {"--help", "-h"} & set(arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.py")
+        content = content if isinstance(content, bytes) else "\n".join(content).encode(errors="replace")
+        path.write_bytes(content)
+        for argv in arguments, [str(path)], [*arguments, str(path)]:
+            config = one_line_or(lambda argv=argv: configure(argv, *SOURCES))
+            for key, value in (config or {}).items():
+                kinds = [kind.partition("[")[0] for kind in DEFAULTS[key].types]
+                assert type(value).__name__ in kinds, (key, value)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# prepare
+
+CORNERS = ["<|endoftext|>", "<|endoftext|>" * 3, "\r\n \r", "\U0001f600" * 50, "\0", "\ufeff", "a" * 10_000]
+
+
+@examples(5, 100)
+@given(st.lists(st.text() | st.sampled_from(CORNERS), max_size=5), st.binary(max_size=200),
+       st.sampled_from(["byte", "bpe"]), st.booleans())
+def test_any_text_is_prepared_or_one_line(texts, garbage, tokenizer, binary):
+    """What is prepared decodes to the text that was given, all of it, in documents; the rest is one line."""
+    content = garbage if binary else "<|endoftext|>".join(texts).encode(errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.txt").write_bytes(content)
+        meta = one_line_or(lambda: prepare(
+            dataset="a", input=f"{folder}/a.txt", tokenizer=tokenizer, vocab_size=300, text_key="text",
+            val_fraction=0.5, max_mb=0, data_dir=folder))
+        if meta is None:
+            assert not Path(folder, "a").exists()
+            return
+        meta, found = load_meta(f"{folder}/a"), []
+        for side in "train", "val":
+            ids = load_tokens(f"{folder}/a", side, meta).tolist()
+            assert ids[-1] == meta["eot_id"] and len(ids) == meta[side]["tokens"]
+            found.append(build_tokenizer(meta).decode_bytes([i for i in ids if i != meta["eot_id"]]))
+        parts = [part.strip() for part in content.decode().split("<|endoftext|>")]
+        characters = sorted("".join(parts).replace("\r", ""))
+        assert sorted("".join(b.decode() for b in found).replace("\r", "").strip()) <= characters
+
+
+@pytest.mark.slow
+def test_a_line_of_ten_megabytes_is_prepared():
+    """No line break in 10 MB: prepared, and decoded to the same."""
+    text = "".join(f"{i} " for i in range(1_500_000))[:10_000_000]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "a.txt").write_text(text, encoding="utf-8")
+        meta = prepare(dataset="a", input=f"{folder}/a.txt", tokenizer="bpe", vocab_size=500, text_key="text",
+                       val_fraction=0.1, max_mb=0, data_dir=folder)
+        assert meta["train"]["bytes"] + meta["val"]["bytes"] == len(text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# models and sampling
+
+@st.composite
+def configs(draw):
+    """A ModelConfig; what does not go together is left out."""
+    choice = {key: draw(st.sampled_from([*choices, "auto"])) for key, choices in CHOICES.items()
+              if key != "model_type"}
+    sizes = {key: draw(st.integers(1, 4)) for key in ("n_layer", "n_head", "mixer_heads", "kernel_size",
+                                                      "parallel")}
+    flags = {key: draw(st.booleans()) for key in ("expanded", "toeplitz", "tie", "residual")}
+    try:
+        return ModelConfig(model_type=draw(st.sampled_from(sorted(AUTO))), block_size=draw(st.integers(1, 9)),
+                           n_embd=draw(st.integers(1, 24)), vocab_size=draw(st.integers(1, 40)),
+                           embd_std=draw(st.sampled_from([0.02, 1.0, "auto"])), **choice, **sizes, **flags)
+    except ValueError as e:
+        assert "divisible" in str(e), e
+        assume(False)
+
+
+@examples(25, 500)
+@given(configs(), st.integers(0, 2 ** 31))
+def test_any_model_learns_generates_and_sees_no_future(config, seed):
+    """Loss and gradients are finite, cached and uncached sampling agree, and no logit sees a later token."""
+    torch.manual_seed(seed)
+    model, T, V = LanguageModel(config), config.block_size, config.vocab_size
+    idx = torch.randint(V, (2, T))
+    logits, loss = model(idx, idx)
+    loss.backward()
+    assert logits.shape == (2, T, V) and loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    t = seed % T
+    changed = idx.clone()
+    changed[:, t] = (changed[:, t] + 1) % V
+    with torch.no_grad():
+        assert torch.equal(model(changed)[0][:, :t], model(idx)[0][:, :t])
+        prompts = [row[:1 + seed % T].tolist() for row in idx]
+        cached, plain = (list(generate(model, prompts, 5, temperature=0, cached=c)) for c in (True, False))
+    assert cached == plain and len(cached) == 5
+
+
+@examples(20, 500)
+@given(st.lists(st.lists(st.integers(0, 30), min_size=0, max_size=12), max_size=4), st.integers(0, 20),
+       st.sampled_from([0, 0.01, 1.0, 50.0]), st.none() | st.integers(1, 99), st.none() | st.floats(0.01, 1),
+       st.none() | st.integers(0, 30))
+def test_any_prompts_are_continued_or_refused(prompts, n, temperature, top_k, top_p, stop_token):
+    """Each row has n new tokens or ends with the stop token; an empty or long prompt is an error."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(block_size=7, n_layer=1, n_embd=8, vocab_size=31)).eval()
+    with torch.no_grad():
+        steps = generate(model, prompts, n, temperature, top_k, top_p, stop_token=stop_token)
+        if not prompts or not all(1 <= len(prompt) <= 7 for prompt in prompts):
+            with pytest.raises(ValueError, match="a prompt has 1 to"):
+                list(steps)
+            return
+        rows = [[token for token in row if token is not None] for row in zip(*steps)]
+    assert all(0 <= token < 31 for row in rows for token in row)
+    assert all(len(row) == n or row[-1] == stop_token for row in rows)
+
+
+def test_every_field_of_a_model_is_tried():
+    """A new key of ModelConfig has to be added to configs()."""
+    tried = {*CHOICES, "n_layer", "n_head", "mixer_heads", "kernel_size", "parallel", "expanded", "toeplitz",
+             "tie", "residual", "block_size", "n_embd", "vocab_size", "embd_std"}
+    assert {f.name for f in fields(ModelConfig)} == tried | {"dropout", "causal"}
