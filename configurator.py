@@ -25,7 +25,7 @@ Setting = namedtuple("Setting", "value types comment")  # types: names, e.g. ["f
 
 def fail(message, status=2):
     """End the program with one line on stderr: status 2 for bad input, 1 for a failure while running."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", *str(message).splitlines(), file=sys.stderr)
     raise SystemExit(status)
 
 
