@@ -29,7 +29,7 @@ def replacing(path, mode="wb"):
             f.flush()
             os.fsync(f.fileno())  # on the disk before the old file goes
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as e:  # torch.save turns the first into the second, and its context
+    except (OSError, RuntimeError) as e:  # torch.save raises the second while it handles the first
         with contextlib.suppress(OSError):
             os.remove(temporary)
         reason = getattr(e if isinstance(e, OSError) else e.__context__, "strerror", None) or str(e)

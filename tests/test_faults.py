@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import runpy
 import shutil
 import signal
@@ -23,6 +22,7 @@ import torch
 
 from conftest import HERE, TINY
 
+resource = pytest.importorskip("resource", reason="forks, signals and limits are not there on Windows")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "numpy", "tiktoken", "test_faults"])
 SAVES = [*TINY, "--eval_interval=2", "--log_interval=2", "--max_iters=40", "--lr_decay_iters=40"]
