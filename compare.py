@@ -29,6 +29,7 @@ from sample import generate
 # defaults: change them by a config file and by --key=value
 out_dir = "out/compare"           # folder of the runs, and of the results
 base = "config/mixer_tiny.py"     # config of train.py that all variants start from
+dataset = ""                      # what all are trained on; empty: as base and variants say
 variants = {"mixer": {}, "llama": {"model_type": "llama"}}  # name: what it has besides
 budget = "tokens"                 # what is equal: tokens | seconds | flops, of training
 amount = 1e6                      # so much of it
@@ -86,7 +87,7 @@ def plan_runs(defaults, given):
         for key in overrides:
             if key not in defaults:
                 fail(f"variants: {name} sets {key}, which train.py does not have")
-        settings = defaults | overrides
+        settings = defaults | overrides | ({"dataset": dataset} if dataset else {})
         vocab_size = load_meta(os.path.join(data_dir, settings["dataset"]))["vocab_size"]
         if match:
             target = target or size_of(settings, vocab_size, match)
