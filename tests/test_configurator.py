@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from configurator import configure, evaluate, fail, read_settings
+from config_file import evaluate, read_settings
+from configurator import configure, fail
 
 SCRIPT = '''"""
 Trains a thing.

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import HERE
-from configurator import configure, read_settings
+from config_file import read_settings
+from configurator import configure
 from dataset import build_tokenizer, load_meta, load_tokens
 from model import AUTO, CHOICES, LanguageModel, ModelConfig
 from prepare import prepare

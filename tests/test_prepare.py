@@ -14,7 +14,7 @@ import tiktoken
 
 import documents
 import prepare as module
-from configurator import read_settings
+from config_file import read_settings
 from dataset import build_tokenizer, load_meta, load_tokens
 from documents import HUB, choose_side, first_mb, read_text, split_documents, split_python
 from prepare import make_tokenizer, prepare
