@@ -7,11 +7,13 @@ Compare architectures: train several models under one budget, and show what came
 
 A compare file names a config of train.py, `base`, and `variants`: {name: {key: value, ...}, ...}. Each is a
 run of train.py inside out_dir; the same command goes on where it stopped, and repeats nothing that is done.
-Into out_dir go compare.csv (a row a run), compare.md (a row a variant, and their samples) and compare.png.
+Into out_dir go compare.csv (a row a run), compare.md (a row a variant, and their samples), compare.png and,
+with `over`, over.png.
 """
 import csv
 import json
 import os
+import re
 import sys
 from dataclasses import fields
 from statistics import fmean
@@ -34,6 +36,7 @@ variants = {"mixer": {}, "llama": {"model_type": "llama"}}  # name: what it has 
 budget = "tokens"                 # what is equal: tokens | seconds | flops, of training
 amount = 1e6                      # so much of it
 match = ""                        # solve n_embd for as many as the first has: parameters | flops (a token)
+over = ""                         # draw final losses over a setting or column; x_32, x_64 make a line x
 n_seeds = 1                       # runs of each variant
 seed = 1337                       # of the first of them; the next takes one more
 prompt = "def "                   # of the samples
@@ -182,6 +185,31 @@ def plot(curves, path):
     save_figure(path, draw, ncols=3, figsize=(14, 4.5), sharey=True)
 
 
+def series(rows, over):
+    """{line: {value of `over`: losses of the seeds}}: variants whose names differ in a last _NUMBER only are
+    one line."""
+    lines = {}
+    for row in rows:
+        points = lines.setdefault(re.sub(r"_\d+$", "", row["name"]), {})
+        points.setdefault(row[over], []).append(row["val_loss"])
+    return lines
+
+
+def plot_over(rows, over, path):
+    """Final validation loss over `over`, both logarithmic: means over the seeds, and their range."""
+    def draw(ax):
+        for name, points in series(rows, over).items():
+            x, losses = zip(*sorted(points.items()))
+            means = [fmean(of) for of in losses]
+            down, up = zip(*((mean - min(of), max(of) - mean) for mean, of in zip(means, losses)))
+            ax.errorbar(x, means, (down, up), marker="o", ms=3, label=name)
+        ax.set(xscale="log", yscale="log", xlabel=over.replace("_", " "),
+               ylabel="final validation loss, nats a token")
+        ax.grid(alpha=0.3, which="both")
+        ax.legend()
+    save_figure(path, draw, figsize=(7, 4.5))
+
+
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     config = configure(sys.argv[1:], __file__)
@@ -192,6 +220,9 @@ if __name__ == "__main__":
     if not variants or min(n_seeds, sample_tokens) < 1 or not 0 < amount < float("inf"):
         fail("variants must name at least one, and n_seeds, sample_tokens and amount must be above 0")
     defaults = configure([base], os.path.join(here, "train.py"), os.path.join(here, "model.py"))
+    if over and over not in COLUMNS and type(defaults.get(over)) not in (int, float):
+        fail(f"over: {over!r} is neither a number among train.py's settings nor a column of compare.csv")
+    columns = list(dict.fromkeys([*COLUMNS, over] if over else COLUMNS))
     defaults["device"] = device
     device = choose_device(device)
     rows, curves, samples = [], {}, {}
@@ -200,12 +231,12 @@ if __name__ == "__main__":
         print(f"--- {folder}", flush=True)
         train_run(folder, **{key: settings[key] for key in settings.keys() - {"out_dir", "init_from"}})
         row, points, text = read_run(folder, name, settings)
-        rows.append(row)
+        rows.append({over: settings.get(over)} | row)
         curves.setdefault(name, []).append(points)
         if text is not None:
             samples.setdefault(name, text)
         with replacing(os.path.join(out_dir, "compare.csv"), "w") as f:
-            writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(f, columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     table = format_table(rows)
@@ -214,4 +245,6 @@ if __name__ == "__main__":
         for name, text in samples.items():
             f.write(f"\n## What {name} writes\n\n" + "".join(f"    {line}\n" for line in text.split("\n")))
     plot(curves, os.path.join(out_dir, "compare.png"))
+    if over:
+        plot_over(rows, over, os.path.join(out_dir, "over.png"))
     print(table)

@@ -19,5 +19,6 @@ variants = {
     "llama_512": {"block_size": 512, "batch_size": 4, "model_type": "llama", "learning_rate": 4e-3},
     "gpt_512": {"block_size": 512, "batch_size": 4, "model_type": "gpt", "learning_rate": 4e-3},
 }
+over = "block_size"
 budget = "seconds"
 amount = 60

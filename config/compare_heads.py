@@ -7,11 +7,12 @@ variants = {
     "heads_4": {"n_head": 4},
     "heads_8": {"n_head": 8},
     "heads_16": {"n_head": 16},
-    "heads_1_std_1": {"n_head": 1, "embd_std": 1.0, "learning_rate": 8e-3},
-    "heads_2_std_1": {"n_head": 2, "embd_std": 1.0, "learning_rate": 8e-3},
-    "heads_4_std_1": {"n_head": 4, "embd_std": 1.0, "learning_rate": 8e-3},
-    "heads_8_std_1": {"n_head": 8, "embd_std": 1.0, "learning_rate": 8e-3},
-    "heads_16_std_1": {"n_head": 16, "embd_std": 1.0, "learning_rate": 8e-3},
+    "std_1_heads_1": {"n_head": 1, "embd_std": 1.0, "learning_rate": 8e-3},
+    "std_1_heads_2": {"n_head": 2, "embd_std": 1.0, "learning_rate": 8e-3},
+    "std_1_heads_4": {"n_head": 4, "embd_std": 1.0, "learning_rate": 8e-3},
+    "std_1_heads_8": {"n_head": 8, "embd_std": 1.0, "learning_rate": 8e-3},
+    "std_1_heads_16": {"n_head": 16, "embd_std": 1.0, "learning_rate": 8e-3},
 }
+over = "n_head"
 budget = "tokens"
 amount = 1e6

@@ -1,4 +1,4 @@
-# How few parameters: mixer and llama at four widths, as much training FLOPs each.
+# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png.
 out_dir = "out/compare_scaling"
 base = "config/mixer_tiny.py"
 variants = {
@@ -11,5 +11,6 @@ variants = {
     "llama_128": {"n_embd": 128, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
     "llama_256": {"n_embd": 256, "model_type": "llama", "embd_std": 1.0, "learning_rate": 4e-3},
 }
+over = "parameters"
 budget = "flops"
 amount = 1e13

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from compare import size_of, solve_n_embd
+from compare import series, size_of, solve_n_embd
 from model import ModelConfig
 
 SHAPE = dict(block_size=11, n_layer=2, n_embd=24, n_head=3)
@@ -61,6 +61,22 @@ def test_equal_flops_are_equal_within_a_step(compare):
     assert float(rows[1]["tokens"]) > 2 * float(rows[0]["tokens"])
 
 
+def test_losses_are_drawn_over_a_setting(compare):
+    """x_3 and x_7 are points of one line x, at the values of the setting, which gets a column; each point is
+    the mean over the seeds, with their range; all variants are trained on the dataset that is named."""
+    variants = ('--variants={"x_3": {"block_size": 3, "dataset": "no"}, "x_7": {"block_size": 7}, '
+                '"llama": {"model_type": "llama"}}')
+    status, out, rows = compare(variants, "--amount=200", "--n_seeds=2", "--over=block_size",
+                                "--dataset=tiny")
+    assert status == 0, out
+    assert [row["block_size"] for row in rows] == ["3", "3", "7", "7", "11", "11"]
+    assert os.path.getsize("out/over.png") > 1000
+    drawn = series(({"name": row["name"], "val_loss": float(row["val_loss"]),
+                     "block_size": int(row["block_size"])} for row in rows), "block_size")
+    losses = [float(row["val_loss"]) for row in rows]
+    assert drawn == {"x": {3: losses[:2], 7: losses[2:4]}, "llama": {11: losses[4:]}}
+
+
 def test_other_objectives_are_compared(compare):
     """Twice the blocks count, no text is written, and accuracies are of the right tokens: a window of one
     token is what an autoencoder finds, but does not say which one is next."""
@@ -97,6 +113,7 @@ def test_bad_comparisons_are_refused(compare):
         ("no_such_key, which train.py", '--variants={"a": {"no_such_key": 1}}'),
         ("config file nowhere.py", "--base=nowhere.py"), ("a name of letters", '--variants={"../a": {}}'),
         ("no dataset in", '--variants={"a": {"dataset": "no"}}'),
+        ("over: 'dataset' is neither a number", "--over=dataset"), ("over: 'no' is", "--over=no"),
         ("n_embd 24 is not divisible", '--variants={"a": {"model_type": "gpt", "n_head": 5}}'),
     ]:
         status, out, _ = compare(argument)
