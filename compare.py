@@ -20,12 +20,13 @@ from statistics import fmean
 
 import torch
 
-from common import choose_device, load_model, replacing, train_run
+from common import choose_device, replacing
 from configurator import configure, fail
 from dataset import get_batch, load_meta, load_tokens, stream_text, validation_windows
 from figures import save_figure
 from model import ModelConfig
 from objectives import OBJECTIVES
+from runs import load_model, train_run
 from sample import generate
 
 # defaults: change them by a config file and by --key=value

@@ -26,14 +26,14 @@ from statistics import correlation, fmean, pstdev
 import torch
 import torch.nn as nn
 
-from common import (autocast, choose_device, choose_dtype, load_checkpoint, load_model, read_prompt,
-                    replacing, train_run)
+from common import autocast, choose_device, choose_dtype, read_prompt, replacing
 from configurator import configure, fail
 from dataset import build_tokenizer, load_meta, load_tokens, validation_windows
 from figures import save_figure
 from inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
                        recover_exactly)
 from model import LanguageModel, ModelConfig
+from runs import load_checkpoint, load_model, train_run
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
 out_dir = "out/mixer_tiny"   # folder of the run, and of the results

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common import autocast, load_model
+from common import autocast
 from configurator import fail
+from runs import load_model
 
 POOLINGS = ("mean", "last", "second_to_last")
 PADDINGS = ("right", "left")

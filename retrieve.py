@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common import autocast, choose_device, choose_dtype, load_checkpoint, replacing, start_log, train_run
+from common import autocast, choose_device, choose_dtype, replacing
 from configurator import configure, fail
 from dataset import build_tokenizer, load_meta, prepare_missing
 from documents import Unusable, read_input, read_jsonl, text_of
@@ -34,6 +34,7 @@ from pairs import choose_held_out, load_pairs
 from retrieval import (PADDINGS, POOLINGS, Encoder, baseline_scores, best_passages, cached_backward,
                        drop_tokens, embed, embedding_scores, info_nce, load_encoder, match_batch,
                        match_logits, measure)
+from runs import load_checkpoint, start_log, train_run
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/retrieve"        # folder of the run

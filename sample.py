@@ -13,10 +13,11 @@ import time
 
 import torch
 
-from common import autocast, choose_device, choose_dtype, load_model, read_prompt
+from common import autocast, choose_device, choose_dtype, read_prompt
 from configurator import configure, fail
 from dataset import stream_text
 from model import Cache
+from runs import load_model
 
 # defaults: change them by --key=value
 out_dir = "out/mixer_tiny"  # folder of the run

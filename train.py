@@ -22,14 +22,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (autocast, choose_device, choose_dtype, load_checkpoint, measure_peak_flops,
-                    peak_memory_mb, replacing, start_log)
+from common import autocast, choose_device, choose_dtype, measure_peak_flops, peak_memory_mb, replacing
 from configurator import configure, fail
 from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, prepare_missing, stream_text,
                      training_windows, validation_windows)
 from figures import plot_logs
 from model import ModelConfig
 from objectives import OBJECTIVES
+from runs import load_checkpoint, start_log
 from sample import generate
 
 # defaults: change them by a config file and by --key=value

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import lock_folder, peak_memory_mb, read_prompt, replacing, train_run
+from common import peak_memory_mb, read_prompt, replacing
 from figures import save_figure
 from model import LanguageModel, ModelConfig
+from runs import lock_folder, train_run
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, capsys):
@@ -106,7 +107,7 @@ def background(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_two_processes_do_not_share_a_folder(background, tmp_path, capsys):
     """The second is refused with one line; a process that was killed keeps nobody out."""
-    other = background("import common, time; common.lock_folder('.'); open('ready', 'w').close(); "
+    other = background("import runs, time; runs.lock_folder('.'); open('ready', 'w').close(); "
                        "time.sleep(60)")
     with pytest.raises(SystemExit) as exit_info:
         lock_folder(str(tmp_path))
@@ -124,7 +125,7 @@ def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), exit(143)))\n"
         "open('ready', 'w').close()\ntime.sleep(60)\n", encoding="utf-8")
-    script = background("import common; common.__file__ = 'common.py'; common.train_run('out', max_iters=5)")
+    script = background("import runs; runs.__file__ = 'runs.py'; runs.train_run('out', max_iters=5)")
     script.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert script.poll() is None
