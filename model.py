@@ -16,6 +16,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from loss import linear_cross_entropy
+
 # What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
 MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
              init="torch", embd_std=1.0)
@@ -62,10 +64,9 @@ class ModelConfig:
         for key, value in AUTO.get(self.model_type, {}).items():
             if getattr(self, key) == "auto":
                 setattr(self, key, value)
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                choices = " or ".join(map(str, choices))
-                raise ValueError(f"{key} must be {choices}; got {getattr(self, key)!r}")
+        for key, known in CHOICES.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} must be {' or '.join(map(str, known))}; got {getattr(self, key)!r}")
         for key in COUNTS:
             if type(getattr(self, key)) is not int or getattr(self, key) < 1:
                 raise ValueError(f"{key} must be an int of 1 or more; got {getattr(self, key)!r}")
@@ -302,8 +303,8 @@ class LanguageModel(nn.Module):
 
         init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch)
         and in the convolution (n = T tokens times k taps). init="normal", as in its transformers: N(0, 0.02);
-        a convolution gets N(0, 0.02 / sqrt(n)): at 1/sqrt(n), a sum over all tokens would drown embeddings
-        of 0.02. Even so a hybrid learns late from there (results/README.md); hybrids start as mixers do.
+        a convolution gets N(0, 0.02 / sqrt(n)), as a sum over all tokens would drown embeddings of 0.02. But
+        a hybrid learns late from there (results/README.md): hybrids start as mixers do.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.config.init == "normal":
@@ -344,17 +345,16 @@ class LanguageModel(nn.Module):
             cache.length = stop
         return x
 
-    def head(self, x):
-        """Hidden states (..., C) -> logits (..., V)."""
-        return self.lm_head(self.final_norm(x))
+    def head(self, x, targets=None, return_logits=True):
+        """Hidden states (..., C), not normed yet -> logits (..., V) and the mean cross-entropy in nats, None
+        without targets (...), of which -1 is not counted. return_logits=False: None, which saves memory."""
+        x = self.final_norm(x)
+        logits = self.lm_head(x) if return_logits or targets is None else None
+        return logits, None if targets is None else linear_cross_entropy(x, self.lm_head.weight, targets)
 
     def forward(self, idx, targets=None, return_logits=True):
-        """idx, targets (B, T) int64 -> logits (B, T, V), and the mean cross-entropy in nats, None without
-        targets. A target of -1 is not counted. return_logits=False saves their memory: None instead."""
-        logits, loss = self.head(self.run_blocks(self.embed(idx))), None                  # (B, T, V)
-        if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        return logits if return_logits else None, loss
+        """idx, targets (B, T) int64 -> logits (B, T, V) and loss, as head has them."""
+        return self.head(self.run_blocks(self.embed(idx)), targets, return_logits)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas):
         """AdamW that decays matrices and embeddings, but neither biases nor norms."""

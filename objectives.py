@@ -32,10 +32,7 @@ class Autoencoder(LanguageModel):
             x = x + self.wpe.weight[:idx.size(1)]
         for block in self.decoder:
             x = block(x)
-        logits, loss = self.head(x), None                                                 # (B, T, V)
-        if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), idx.flatten())
-        return logits if return_logits else None, loss
+        return self.head(x, None if targets is None else idx, return_logits)
 
 
 class Bidirectional(LanguageModel):
@@ -61,10 +58,7 @@ class Bidirectional(LanguageModel):
 
     def forward(self, idx, targets=None, return_logits=True):
         """As LanguageModel.forward."""
-        logits, loss = self.head(self.hidden(self.embed(idx))), None                      # (B, T, V)
-        if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        return logits if return_logits else None, loss
+        return self.head(self.hidden(self.embed(idx)), targets, return_logits)
 
 
 OBJECTIVES = {"causal": LanguageModel, "autoencode": Autoencoder, "bidirectional": Bidirectional}

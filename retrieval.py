@@ -168,7 +168,7 @@ def match_batch(queries, passages, rows, n_context, generator):
 def match_logits(matcher, x):
     """Sequences x (B, 1 + n, C) of a query and n passages -> logits (B, n). matcher: a LanguageModel without
     mask and with a vocabulary of 1, whose head gives a number a position."""
-    return matcher.head(matcher.run_blocks(x))[:, 1:, 0]
+    return matcher.head(matcher.run_blocks(x))[0][:, 1:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
             idx = idx[:, -max(1, block_size // 2):]
             cache, unread = Cache(block_size), idx
         x = model.run_blocks(model.embed(unread if cached else idx), cache=cache if cached else None)
-        drawn = sample_token(model.head(x[:, -1]), temperature, top_k, top_p, generator).tolist()
+        drawn = sample_token(model.head(x[:, -1])[0], temperature, top_k, top_p, generator).tolist()
         # a row that is still inside its prompt takes the prompt's token
         tokens = [prompt[step] if step < len(prompt) else token for prompt, token in zip(prompts, drawn)]
         new = [token if step >= n and more else None for token, n, more in zip(tokens, lengths, left)]

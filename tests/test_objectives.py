@@ -59,7 +59,7 @@ def test_the_answer_is_never_seen(model_type):
     """The gradient of the logits at t is exactly 0 at t + 1, and not at any other token."""
     model = build(Bidirectional, model_type=model_type)
     x = model.embed(tokens()).detach().requires_grad_()
-    logits = model.head(model.hidden(x))
+    logits, _ = model.head(model.hidden(x))
     for t in range(T):
         gradient, = torch.autograd.grad(logits[:, t].sum(), x, retain_graph=True)
         seen = gradient.abs().sum(dim=(0, 2)) > 0
@@ -71,7 +71,7 @@ def test_short_texts_have_no_future(n):
     """One or two tokens: the reverse stream adds nothing."""
     model, idx = build(Bidirectional), tokens(n)
     logits, loss = model(idx, idx)
-    forward_only = model.head(model.run_blocks(model.embed(idx)))
+    forward_only, _ = model.head(model.run_blocks(model.embed(idx)))
     assert logits.shape == (B, n, V) and loss.isfinite()
     assert torch.equal(logits[:, -2:], forward_only[:, -2:]) and (n < 3) == torch.equal(logits, forward_only)
 

@@ -1,0 +1,95 @@
+"""loss.py: the loss in parts equals PyTorch's own of all logits at once, and never holds these."""
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import loss as loss_module
+from loss import linear_cross_entropy
+
+B, T, C, V = 3, 7, 5, 31
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that is made in it."""
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """parts(rows): from now on the loss is computed in parts of so many rows."""
+    def parts(rows):
+        monkeypatch.setattr(loss_module, "LOGITS", rows * V)
+        monkeypatch.setattr(loss_module, "PARTS", 10 ** 9)
+    return parts
+
+
+def random_input(seed=0):
+    """x (B, T, C), weight (V, C), both with gradients, and targets (B, T), some of them -1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, T, C, generator=generator, requires_grad=True)
+    weight = torch.randn(V, C, generator=generator, requires_grad=True)
+    targets = torch.randint(V, (B, T), generator=generator)
+    targets[:, ::4] = -1
+    return x, weight, targets
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(3 * loss, tensors)  # times 3: a gradient that comes from behind counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 4, 21, 1000])
+def test_loss_and_gradients_are_those_of_all_logits(rows, dtype, parts):
+    """In parts that divide the rows and that do not; in bfloat16 under autocast, to its precision."""
+    parts(rows)
+    x, weight, targets = random_input()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        logits = F.linear(x, weight).float().flatten(0, 1)
+        expected = F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+        loss = linear_cross_entropy(x, weight, targets)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+    tolerance = dict(rtol=1e-5, atol=1e-6) if dtype == torch.float32 else dict(rtol=0.02, atol=0.005)
+    for ours, theirs in zip(gradients(loss, x, weight), gradients(expected, x, weight)):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_logits_are_never_there_all_at_once(parts):
+    """Neither forward nor backward makes a tensor of B T V elements; PyTorch's own loss does."""
+    parts(2)
+    x, weight, targets = random_input()
+    with Largest() as ours:
+        gradients(linear_cross_entropy(x, weight, targets), x, weight)
+    with Largest() as theirs:
+        logits = F.linear(x, weight).flatten(0, 1)
+        gradients(F.cross_entropy(logits, targets.flatten(), ignore_index=-1), x, weight)
+    assert theirs.numel == B * T * V and ours.numel <= V * C < B * T * V
+
+
+def test_without_gradients_the_loss_is_the_same(parts):
+    """As in evaluation."""
+    parts(4)
+    x, weight, targets = random_input()
+    with torch.no_grad():
+        loss = linear_cross_entropy(x, weight, targets)
+    torch.testing.assert_close(loss, linear_cross_entropy(x, weight, targets))
+
+
+def test_float16_gradients_do_not_vanish(parts):
+    """The division by the number of tokens comes last, in float32: in float16, p / 65,536 has two digits."""
+    parts(4096)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(65_536, 2, generator=generator, requires_grad=True)
+    weight = torch.randn(V, 2, generator=generator, requires_grad=True)
+    targets = torch.randint(V, (65_536,), generator=generator)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = linear_cross_entropy(x, weight, targets)
+    for ours, theirs in zip(gradients(loss, x, weight),
+                            gradients(F.cross_entropy(F.linear(x, weight), targets), x, weight)):
+        assert (ours - theirs).norm() < 2e-3 * theirs.norm()
