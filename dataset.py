@@ -49,8 +49,16 @@ def replacing_folder(folder, files):
         fail("interrupted; nothing was written", status=130)
 
 
+def put_back(folder):
+    """A prepare.py that was killed between the two renames of replacing_folder left the dataset beside its
+    name: give it that again."""
+    if not os.path.exists(folder) and os.path.exists(f"{folder}.old"):
+        os.rename(f"{folder}.old", folder)
+
+
 def prepare_missing(folder, argument):
     """Have prepare.py make the embedded dataset `folder`, which its argument names, if it is not there."""
+    put_back(folder)
     if not os.path.exists(os.path.join(folder, "meta.json")):
         print(f"{folder} is missing: preparing it from the Python source on this machine", flush=True)
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare.py")
@@ -80,6 +88,7 @@ def load_meta(folder):
     """meta.json as a dict, with the tokenizer's rank file under "ranks": a checkpoint carries both."""
     path = Path(folder, "tokenizer.tiktoken")
     try:
+        put_back(folder)
         with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
             meta = json.load(f)
         sums = meta.pop("crc32")

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import fail
-from dataset import replacing_folder
+from dataset import put_back, replacing_folder
 from documents import Unusable, choose_side, read_jsonl, read_rows, split_python, text_of
 
 # On the Hugging Face hub: arguments of datasets.load_dataset, columns of query and passage.
@@ -174,6 +174,7 @@ def load_pairs(folder, side):
     """(queries, passages, gold) of the side "train" or "val": texts, each passage once; gold[i] is the index
     of the passage of queries[i]."""
     queries, passages, gold = [], {}, []
+    put_back(folder)
     try:
         for where, row in read_jsonl(os.path.join(folder, f"{side}.jsonl")):
             queries.append(text_of(where, row, "query"))

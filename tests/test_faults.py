@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from conftest import HERE, TINY
+from dataset import put_back
 
 resource = pytest.importorskip("resource", reason="forks, signals and limits are not there on Windows")
 SERVER = multiprocessing.get_context("forkserver")
@@ -116,8 +117,9 @@ def test_a_killed_training_resumes_to_the_same_bits(tries, start, finish, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_prepare_leaves_a_whole_dataset_or_none(start, finish, tmp_path):
-    """Killed while it replaces a dataset: what is there is whole, or train.py says that it is missing."""
+def test_a_killed_prepare_leaves_the_dataset_that_was_there(start, finish, tmp_path):
+    """Killed while it replaces a dataset, or before there is one: train.py finds a whole one, or says that
+    none is there."""
     (tmp_path / "data").unlink()
     (tmp_path / "words.txt").write_text("".join(f"{i} words\n" for i in range(200_000)), encoding="utf-8")
     arguments = ["--input=words.txt", "--dataset=words", "--vocab_size=500"]
@@ -125,14 +127,49 @@ def test_a_killed_prepare_leaves_a_whole_dataset_or_none(start, finish, tmp_path
     files = {path.name: path.read_bytes() for path in (tmp_path / "data/words").iterdir()}
     for _ in range(30):
         killed += kill_during(start("prepare.py", *arguments), lasts, rng)
-        if (tmp_path / "data/words").exists():
-            assert files == {path.name: path.read_bytes() for path in (tmp_path / "data/words").iterdir()}
-        else:
+        put_back(str(tmp_path / "data/words"))
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "data/words").iterdir()}
+    assert killed > 10
+    for _ in range(5):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        if kill_during(start("prepare.py", *arguments), lasts / 2, rng):
             status, said = finish("train.py", *TINY, "--dataset=words")
             assert status == 2 and said.startswith("error: no dataset in data/words")
-            assert finish("prepare.py", *arguments)[0] == 0
-    assert killed > 10 and set(os.listdir(tmp_path / "data")) >= {"words"}
     assert finish("prepare.py", *arguments)[0] == 0 and os.listdir(tmp_path / "data") == ["words"]
+
+
+def test_a_dataset_between_two_renames_is_found(run, tmp_path):
+    """As a kill at the worst moment leaves it: under its other name."""
+    (tmp_path / "a.txt").write_text("some text\n" * 2000, encoding="utf-8")
+    prepared = "prepare.py", "--input=a.txt", "--dataset=a", "--tokenizer=byte", "--data_dir=own"
+    assert run(*prepared)[0] == 0
+    os.rename("own/a", "own/a.old")
+    status, _, err = run("train.py", "--data_dir=own", "--dataset=a", "--max_iters=2")
+    assert status == 0 and os.listdir("own") == ["a"], err
+
+
+@pytest.mark.slow
+def test_a_killed_search_leaves_a_whole_index_or_none(start, finish, tmp_path):
+    """Killed while it embeds or saves its corpus: the next search finds what one that nobody killed does."""
+    (tmp_path / "pairs.jsonl").write_text("".join(
+        f'{{"query": "{i} + {i}", "passage": "makes {2 * i}"}}\n' for i in range(3000)), encoding="utf-8")
+    (tmp_path / "data").rename(tmp_path / "tiny")
+    assert finish("prepare.py", "--pairs=pairs.jsonl", "--dataset=sums")[0] == 0
+    arguments = ["--pairs=sums", "--data_dir=data", "--out_dir=a", "--device=cpu", "--dtype=float32"]
+    shape = ["--dataset=../tiny/tiny", "--block_size=13", "--n_layer=1", "--n_embd=12", "--batch_size=8"]
+    status, said = finish("retrieve.py", *arguments, *shape, "--max_iters=2", "--max_seconds=0",
+                          "--baselines=", "--eval_queries=11", "--sizes=2", "--compile=false")
+    assert status == 0, said
+    search = "retrieve.py", *arguments, "--query=7 + 7"
+    _, expected = finish(*search)
+    index, = (name for name in os.listdir(tmp_path / "a") if name.startswith("index"))
+    (tmp_path / "a" / index).unlink()
+    lasts, rng, killed = seconds_of(finish, *search), random.Random(0), 0
+    for _ in range(10):
+        (tmp_path / "a" / index).unlink(missing_ok=True)
+        killed += kill_during(start(*search), lasts, rng)
+        assert finish(*search) == (0, expected)
+    assert killed > 3
 
 
 @pytest.mark.slow
