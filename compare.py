@@ -48,6 +48,7 @@ device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
 
 COLUMNS = ("name,seed,n_embd,parameters,flops_per_token,learning_rate,tokens,seconds,tok_per_sec,train_flops,"
            "peak_memory_mb,train_loss,val_loss,val_bpb,token_accuracy").split(",")
+STYLES = "o-", "s--", "^:"  # of the first ten lines of a figure, the next, and those after
 SHAPE = [f.name for f in fields(ModelConfig) if f.name != "vocab_size"]
 
 
@@ -170,19 +171,19 @@ def format_table(rows):
 def plot(curves, path):
     """Validation loss over tokens, seconds and FLOPs: the mean over the seeds, and their range as a band."""
     def draw(axes):
-        for name, runs in curves.items():
+        for i, (name, runs) in enumerate(curves.items()):
             n = min(map(len, runs))  # runs of a time budget differ by an evaluation
+            losses = [[run[j][3] for run in runs] for j in range(1, n)]  # an untrained model says nothing
             for ax, column, label in zip(axes, range(3), ("tokens", "seconds", "training FLOPs")):
-                x = [fmean(run[i][column] for run in runs) for i in range(n)]
-                losses = [[run[i][3] for run in runs] for i in range(n)]
-                line, = ax.plot(x, [fmean(of) for of in losses], "o-", ms=3, label=name)
-                ax.fill_between(x, [min(of) for of in losses], [max(of) for of in losses], alpha=0.2,
-                                color=line.get_color())
+                x = [fmean(run[j][column] for run in runs) for j in range(1, n)]
+                style = dict(color=f"C{i % 10}")
+                ax.plot(x, [fmean(of) for of in losses], STYLES[i // 10 % 3], ms=3, label=name, **style)
+                ax.fill_between(x, [min(of) for of in losses], [max(of) for of in losses], alpha=0.2, **style)
                 ax.set(xlabel=label)
         axes[0].set(ylabel="validation loss, nats a token")
         for ax in axes:
             ax.grid(alpha=0.3)
-        axes[2].legend()
+        axes[2].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     save_figure(path, draw, ncols=3, figsize=(14, 4.5), sharey=True)
 
 
@@ -206,6 +207,11 @@ def plot_over(rows, over, path):
             ax.errorbar(x, means, (down, up), marker="o", ms=3, label=name)
         ax.set(xscale="log", yscale="log", xlabel=over.replace("_", " "),
                ylabel="final validation loss, nats a token")
+        ticks = sorted({row[over] for row in rows})
+        ax.set_xticks(ticks, [f"{x:.3g}" for x in ticks], rotation=45)
+        ax.set_xticks([], minor=True)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
         ax.grid(alpha=0.3, which="both")
         ax.legend()
     save_figure(path, draw, figsize=(7, 4.5))
