@@ -14,6 +14,7 @@ variants = {
     "mixer_learned": {"position": "learned"},
     "mixer_rope": {"position": "rope"},
     "mixer_swiglu": {"mlp": "swiglu"},
+    "mixer_swiglu_std_tenth": {"mlp": "swiglu", "embd_std": 0.1},
     "llama": {"model_type": "llama", "learning_rate": 4e-3},
     "llama_std_tenth": {"model_type": "llama", "learning_rate": 4e-3, "embd_std": 0.1},
     "llama_std_1": {"model_type": "llama", "learning_rate": 8e-3, "embd_std": 1.0},
@@ -26,6 +27,7 @@ variants = {
     "llama_no_position": {"model_type": "llama", "learning_rate": 4e-3, "position": "none"},
     "llama_learned": {"model_type": "llama", "learning_rate": 4e-3, "position": "learned"},
     "llama_gelu": {"model_type": "llama", "learning_rate": 4e-3, "mlp": "gelu"},
+    "llama_gelu_std_1": {"model_type": "llama", "learning_rate": 8e-3, "mlp": "gelu", "embd_std": 1.0},
 }
 budget = "tokens"
 amount = 1e6
