@@ -42,7 +42,7 @@ def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare):
     assert os.path.getsize("out/compare.png") > 1000
     with open("out/compare.md", encoding="utf-8") as f:
         text = f.read()
-    assert "## What a writes\n\n    def " in text and text.count("| 1 ") == 1 and "| b " in text
+    assert "## What a writes\n\n    def" in text and text.count("| 1 ") == 1 and "| b " in text
     before = os.stat("out/b_1338/ckpt.pt").st_mtime_ns
     os.remove("out/a_1338/ckpt.pt")
     status, out, again = compare(*arguments)
