@@ -64,17 +64,18 @@ def test_resume_after_a_kill_forgets_what_was_not_saved(run):
     assert losses("killed")[-1] == losses("whole")[-1]
 
 
-def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(run, tiny_data, tmp_path):
-    """SIGTERM in the middle: status 128 + 15, a checkpoint; resumed, the run ends as the undisturbed one."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(number, run, tiny_data, tmp_path):
+    """In the middle: status 128 + its number, a checkpoint; resumed, the run ends as the undisturbed one."""
     arguments = ["--max_iters=300", "--log_interval=1", "--eval_interval=1000"]
     command = [sys.executable, f"{HERE}/train.py", *TINY, *arguments, "--out_dir=stopped"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     for line in process.stdout:
         if line.startswith("iter      5"):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             break
     out = process.stdout.read()
-    assert process.wait() == 128 + signal.SIGTERM
+    assert process.wait() == 128 + number
     assert "--init_from=resume" in out and 5 <= int(read_log("stopped")[-1]["iter"]) < 300
     assert run("train.py", *arguments, "--out_dir=stopped", "--init_from=resume")[0] == 0
     assert run("train.py", *arguments, "--out_dir=straight")[0] == 0
