@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from loss import linear_cross_entropy
+from fast import BLOCKS, linear_cross_entropy, toeplitz_product, triangular_product
 
 # What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
 MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
@@ -29,7 +29,8 @@ CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": (
            "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
            "final_norm": (True, False)}
 COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
-FFT_FROM = 4096  # tokens from which FFT beats the dense product of a Toeplitz matrix on two cores
+BLOCKS_FROM = 1024  # tokens from which the masked product pays without the zeros above its diagonal (fast.py)
+FFT_FROM = 4096     # and those from which FFT beats it if the matrix is Toeplitz; both on two cores
 
 
 @dataclass
@@ -185,24 +186,20 @@ class MaskedConv(nn.Module):
         padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
         taps = [padded[..., j:j + C] for j in range(k)]                                   # (B, S, C) each
         y = self.bias[start:start + T, None]                                              # (T, 1)
-        if self.toeplitz and not cache and T >= FFT_FROM:
-            return y + self.multiply_by_fft(taps)
+        if self.causal and not cache and T >= (FFT_FROM if self.toeplitz else BLOCKS_FROM):
+            product = toeplitz_product if self.toeplitz else triangular_product
+            for W, tap in zip(self.weight, taps):
+                y = y + product(W[:T] if self.toeplitz else W[:T, :T], tap)
+            return y
         for W, tap in zip(self.rows(start, start + T), taps):
             y = y + W @ tap                                                               # (T, S) @ (B, S, C)
         return y
 
-    def multiply_by_fft(self, taps):
-        """The Toeplitz product in O(T log T): taps, k of (B, T, C) -> (B, T, C)."""
-        T = taps[0].size(1)
-        n = 2 * T  # padded, so that the circular convolution of the FFT does not wrap around
-        w = torch.fft.rfft(self.weight[:, :T].float(), n)                                 # (k, T + 1)
-        y = sum(w_j[:, None] * torch.fft.rfft(tap.float(), n, dim=1) for w_j, tap in zip(w, taps))
-        return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(taps[0])
-
     def flops(self, T):
-        if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals a channel, 2.5 n log2 n each
-            return (self.kernel_size + 1) * 2.5 * 2 * T * math.log2(2 * T) * self.width
-        return 2 * self.kernel_size * T * T * self.width
+        if self.toeplitz and T >= FFT_FROM:  # 2 transforms of 2T reals a channel and tap, 2.5 n log2 n each
+            return self.kernel_size * 2 * 2.5 * 2 * T * math.log2(2 * T) * self.width
+        share = (BLOCKS + 1) / (2 * BLOCKS) if self.causal and not self.toeplitz and T >= BLOCKS_FROM else 1
+        return 2 * self.kernel_size * T * T * self.width * share
 
 
 class Mixer(nn.Module):

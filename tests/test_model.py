@@ -152,6 +152,20 @@ def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
         torch.testing.assert_close(by_fft, by_matrix, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, dict(kernel_size=3), dict(expanded=True, parallel=2, mixer_heads=2)])
+def test_products_without_zeros_equal_dense_ones(options, monkeypatch):
+    """Logits and gradients are the same from the number of tokens on at which blocks of rows are used; so are
+    logits with a cache, which does without them."""
+    model, idx = build(**options), random_tokens()
+    results = []
+    for blocks_from in (1, 10_000):
+        monkeypatch.setattr(model_module, "BLOCKS_FROM", blocks_from)
+        logits, loss = model(idx, idx)
+        results.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
+    for by_blocks, dense in zip(*results):
+        torch.testing.assert_close(by_blocks, dense, rtol=1e-4, atol=1e-6)
+
+
 @every_variant
 def test_a_short_window_uses_the_top_left_corner(options):
     """The logits of the first tokens do not depend on how many tokens follow them."""
@@ -263,14 +277,16 @@ def test_every_variant_overfits_one_batch(options):
     assert loss.item() < 0.3
 
 
+@pytest.mark.parametrize("blocks_from", [1, 10_000])
 @pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["llama"], VARIANTS["kernel_4"]])
-def test_flops_equal_those_that_torch_counts(options):
-    """By matmul shapes, against torch's own counter, at T != C."""
+def test_flops_equal_those_that_torch_counts(options, blocks_from, monkeypatch):
+    """By matmul shapes, against torch's own counter, at T != C, with products in blocks and without."""
+    monkeypatch.setattr(model_module, "BLOCKS_FROM", blocks_from)
     model = build(**options)
     # the counter does not know fused attention
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(random_tokens(1, 7))
-    assert model.estimate_flops(7) * 7 == counter.get_total_flops()
+        model(random_tokens(1, 8))
+    assert model.estimate_flops(8) * 8 == counter.get_total_flops()
 
 
 def test_weight_decay_is_for_matrices_only():

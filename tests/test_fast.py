@@ -1,11 +1,11 @@
-"""loss.py: the loss in parts equals PyTorch's own of all logits at once, and never holds these."""
+"""fast.py: each fast path equals the plain one; the loss in parts never holds all logits."""
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import loss as loss_module
-from loss import linear_cross_entropy
+import fast
+from fast import linear_cross_entropy, toeplitz_product, triangular_product
 
 B, T, C, V = 3, 7, 5, 31
 
@@ -25,8 +25,8 @@ class Largest(TorchDispatchMode):
 def parts(monkeypatch):
     """parts(rows): from now on the loss is computed in parts of so many rows."""
     def parts(rows):
-        monkeypatch.setattr(loss_module, "LOGITS", rows * V)
-        monkeypatch.setattr(loss_module, "PARTS", 10 ** 9)
+        monkeypatch.setattr(fast, "LOGITS", rows * V)
+        monkeypatch.setattr(fast, "PARTS", 10 ** 9)
     return parts
 
 
@@ -93,3 +93,38 @@ def test_float16_gradients_do_not_vanish(parts):
     for ours, theirs in zip(gradients(loss, x, weight),
                             gradients(F.cross_entropy(F.linear(x, weight), targets), x, weight)):
         assert (ours - theirs).norm() < 2e-3 * theirs.norm()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# long windows
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 7, 8, 61])
+def test_triangular_product_is_the_masked_one(tokens, dtype):
+    """With its gradients, that of the masked entries 0, whatever the number of tokens; x need not be
+    contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(tokens, tokens, generator=generator, requires_grad=True)
+    x = torch.randn(B, C, tokens, generator=generator).mT.requires_grad_()
+    out = torch.randn(B, tokens, C, generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        ours, theirs = triangular_product(W, x), W.tril() @ x
+    assert ours.dtype == theirs.dtype == dtype and ours.shape == theirs.shape
+    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.02, atol=0.1)
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    our_grads, their_grads = (torch.autograd.grad(y, (W, x), out.to(dtype)) for y in (ours, theirs))
+    for our_grad, their_grad in zip(our_grads, their_grads):
+        torch.testing.assert_close(our_grad, their_grad, **tolerance)
+    assert not torch.autograd.grad(triangular_product(W, x).sum(), W)[0].triu(1).any()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 13])
+def test_toeplitz_product_is_the_sum_that_it_stands_for(tokens):
+    """By a loop over t and s."""
+    generator = torch.Generator().manual_seed(0)
+    w, x = torch.randn(tokens, generator=generator), torch.randn(B, tokens, C, generator=generator)
+    expected = torch.zeros(B, tokens, C)
+    for t in range(tokens):
+        for s in range(t + 1):
+            expected[:, t] += w[t - s] * x[:, s]
+    torch.testing.assert_close(toeplitz_product(w, x), expected, rtol=1e-5, atol=1e-5)

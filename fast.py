@@ -1,0 +1,96 @@
+"""
+Fast paths: what model.py says plainly, faster or in less memory, and equal to it (tests/test_fast.py). What
+each is worth stands in results/README.md. Shapes: B batch, T tokens, C channels, V vocabulary, N rows.
+"""
+import torch
+from torch.nn import functional as F
+
+LOGITS = 2 ** 21  # logits at once, about: they stay in the cache of a CPU core
+PARTS = 16        # but no more parts than this: each is compiled, and a GPU wants large ones
+BLOCKS = 4        # of rows, in the product with a triangular matrix
+
+
+def matmul_dtype(x):
+    """That of a matmul of x here: under autocast its dtype, else that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+# ------------------------------------------------------------------------------------------------------------
+# head and loss
+
+def linear_cross_entropy(x, weight, targets):
+    """The mean cross-entropy, in nats, of the logits x W^T: x (..., C), weight (V, C), targets (...) int64;
+    -1 is not counted. Under autocast the matmuls run in its dtype, all else in float32."""
+    x, targets = x.flatten(0, -2), targets.flatten()                                      # (N, C), (N,)
+    if torch.is_grad_enabled():
+        return LinearCrossEntropy.apply(x, weight, targets)
+    return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """linear_cross_entropy with gradients, without the logits of all tokens, the largest tensor of a training
+    step by far: a few rows of them at a time are made, turned into their gradient, and forgotten. With
+    p = softmax(x W^T): loss = -mean log p[target], d loss / d logits = (p - one_hot(target)) / N."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        dtype = matmul_dtype(x)
+        W, ids = weight.to(dtype), torch.arange(len(weight), device=x.device)             # (V, C), (V,)
+        rows = max(LOGITS // len(weight), -(-len(x) // PARTS))
+        loss, x_grads, W_grad = 0.0, [], 0.0
+        for x_part, target in zip(x.to(dtype).split(rows), targets[:, None].split(rows)):
+            logits, counts = x_part @ W.T, target >= 0                         # (rows, V) and (rows, 1)
+            log_sum = logits.float().logsumexp(dim=1, keepdim=True)                       # (rows, 1)
+            loss += ((log_sum - logits.gather(1, target.clamp(min=0)).float()) * counts).sum()
+            grad = (((logits.float() - log_sum).exp() - (target == ids).float()) * counts).to(dtype)
+            x_grads.append(grad @ W)                                                      # (rows, C)
+            W_grad += (grad.T @ x_part).float()                                           # (V, C)
+        n = (targets >= 0).sum()
+        ctx.save_for_backward(torch.cat(x_grads), W_grad, n)
+        return loss / n
+
+    @staticmethod
+    def backward(ctx, loss_grad):
+        x_grad, W_grad, n = ctx.saved_tensors
+        scale = loss_grad / n  # here, in float32: in float16 gradients over n would vanish
+        return x_grad.float() * scale, W_grad * scale, None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# long windows
+
+def triangular_product(W, x):
+    """W.tril() @ x, W (T, T), x (B, T, C) -> (B, T, C), without most of the multiplications by zero: each of
+    n blocks of rows meets only the columns up to its last, (n + 1) / 2n of all."""
+    dtype, (B, T, C) = matmul_dtype(x), x.shape
+    columns = x.to(dtype).transpose(0, 1).reshape(T, B * C)
+    return TriangularProduct.apply(W.to(dtype), columns).view(T, B, C).transpose(0, 1)
+
+
+class TriangularProduct(torch.autograd.Function):
+    """W.tril() @ x, W (T, T), x (T, N) -> (T, N)."""
+
+    @staticmethod
+    def forward(ctx, W, x):
+        W, T, ctx.rows = W.tril(), len(W), -(-len(W) // BLOCKS)
+        ctx.save_for_backward(W, x)
+        ends = [(i, min(i + ctx.rows, T)) for i in range(0, T, ctx.rows)]
+        return torch.cat([W[i:j, :j] @ x[:j] for i, j in ends])
+
+    @staticmethod
+    def backward(ctx, grad):
+        W, x = ctx.saved_tensors
+        T = len(W)
+        ends = [(i, min(i + ctx.rows, T)) for i in range(0, T, ctx.rows)]
+        x_grad = torch.cat([W[i:, i:j].T @ grad[i:] for i, j in ends])
+        W_grad = torch.cat([F.pad(grad[i:j] @ x[:j].T, (0, T - j)) for i, j in ends]).tril()
+        return W_grad, x_grad
+
+
+def toeplitz_product(w, x):
+    """y[t] = sum_{s <= t} w[t - s] x[s] by FFT, in O(T log T): w (T,), x (B, T, C) -> (B, T, C)."""
+    T = x.size(1)
+    n = 2 * T  # padded, so that the circular convolution of the FFT does not wrap around
+    y = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)       # (B, T + 1, C)
+    return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(x)
