@@ -19,12 +19,11 @@ README = read("README.md")
 
 
 def test_table_of_equations_points_at_the_right_lines():
-    """Each row `[line N](model.py#LN): `code`` names a line of model.py that holds that code."""
-    rows = re.findall(r"\[(\d+)\]\(model\.py#L(\d+)\) \| `(.+?)` \|", README)
-    lines = read("model.py").splitlines()
+    """Each row `[N](model.py#LN) | `code`` names a line that holds that code."""
+    rows = re.findall(r"\[(?:\w+\.py )?(\d+)\]\((\w+\.py)#L(\d+)\) \| `(.+?)` \|", README)
     assert len(rows) > 9
-    for number, anchor, code in rows:
-        assert number == anchor and code in lines[int(number) - 1], (number, code)
+    for number, name, anchor, code in rows:
+        assert number == anchor and code in read(name).splitlines()[int(number) - 1], (number, code)
 
 
 COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert)\.py(.*)$", README, re.M)
