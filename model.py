@@ -10,11 +10,13 @@ B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k =
 """
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fast import BLOCKS, linear_cross_entropy, toeplitz_product, triangular_product
 
@@ -30,7 +32,8 @@ CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": (
            "final_norm": (True, False)}
 COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
 BLOCKS_FROM = 1024  # tokens from which the masked product pays without the zeros above its diagonal (fast.py)
-FFT_FROM = 4096     # and those from which FFT beats it if the matrix is Toeplitz; both on two cores
+FFT_FROM = 4096     # and those from which FFT beats it if the matrix is Toeplitz
+PLAIN_UP_TO = 256   # and those up to which, on a CPU, attention is faster without PyTorch's fused kernel
 
 
 @dataclass
@@ -104,8 +107,7 @@ class Cache:
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding (arXiv 2104.09864): turns channel pairs (i, i + hs/2) by position times
-    frequency."""
+    """Rotary positions (arXiv 2104.09864): turns channel pairs (i, i + hs/2) by position times frequency."""
 
     def __init__(self, block_size, width):
         super().__init__()
@@ -144,8 +146,9 @@ class Attention(nn.Module):
         mask = None
         if start and T > 1:  # behind cached tokens, query t sees keys up to start + t, unlike with is_causal
             mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
-                                           is_causal=self.causal and not start)           # (B, nh, T, hs)
+        with sdpa_kernel(SDPBackend.MATH) if x.is_cpu and T <= PLAIN_UP_TO else nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
+                                               is_causal=self.causal and not start)       # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
     def flops(self, T):
