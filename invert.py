@@ -180,7 +180,8 @@ def fresh_models(seeds):
 def saved_models(seeds):
     """Those of the runs in `compare`, or of the one in out_dir, in the same form; a seed is the descent's."""
     found = []
-    for folder in sum((sorted(glob(folder)) or [folder] for folder in compare), []) or [out_dir]:
+    folders = [sorted(filter(os.path.isdir, glob(pattern))) or [pattern] for pattern in compare]
+    for folder in sum(folders, []) or [out_dir]:
         path = os.path.join(folder, "ckpt.pt")
         state = load_checkpoint(path)
         c, data = ModelConfig(**state["model_config"]), dataset or state["config"]["dataset"]
