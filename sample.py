@@ -1,7 +1,7 @@
 """
 Sample text from a trained model, token by token as it comes.
 
-    python sample.py --out_dir=out/mixer_tiny --start="def " --num_samples=3
+    python sample.py --out_dir=out/mixer_tiny --start="def" --num_samples=3
     python sample.py --out_dir=out/mixer_tiny --start=FILE:prompt.txt --temperature=0
 
 The checkpoint carries its tokenizer: the data folder is not needed. Mixers and attention both keep a
