@@ -8,6 +8,7 @@ from torch.nn import functional as F
 LOGITS = 2 ** 21  # logits at once, about: they stay in the cache of a CPU core
 PARTS = 16        # but no more parts than this: each is compiled, and a GPU wants large ones
 BLOCKS = 4        # of rows, in the product with a triangular matrix
+BLOCK_SHARE = (BLOCKS + 1) / (2 * BLOCKS)  # of the dense product's multiplications that are left
 
 
 def matmul_dtype(x):
@@ -68,29 +69,35 @@ def triangular_product(W, x):
     return TriangularProduct.apply(W.to(dtype), columns).view(T, B, C).transpose(0, 1)
 
 
+def row_blocks(T):
+    """[(first row, the one after the last)] of the blocks of T rows."""
+    rows = -(-T // BLOCKS)
+    return [(i, min(i + rows, T)) for i in range(0, T, rows)]
+
+
 class TriangularProduct(torch.autograd.Function):
     """W.tril() @ x, W (T, T), x (T, N) -> (T, N)."""
 
     @staticmethod
     def forward(ctx, W, x):
-        W, T, ctx.rows = W.tril(), len(W), -(-len(W) // BLOCKS)
+        W = W.tril()
         ctx.save_for_backward(W, x)
-        ends = [(i, min(i + ctx.rows, T)) for i in range(0, T, ctx.rows)]
-        return torch.cat([W[i:j, :j] @ x[:j] for i, j in ends])
+        return torch.cat([W[i:j, :j] @ x[:j] for i, j in row_blocks(len(W))])
 
     @staticmethod
     def backward(ctx, grad):
         W, x = ctx.saved_tensors
         T = len(W)
-        ends = [(i, min(i + ctx.rows, T)) for i in range(0, T, ctx.rows)]
-        x_grad = torch.cat([W[i:, i:j].T @ grad[i:] for i, j in ends])
-        W_grad = torch.cat([F.pad(grad[i:j] @ x[:j].T, (0, T - j)) for i, j in ends]).tril()
-        return W_grad, x_grad
+        x_grad = torch.cat([W[i:, i:j].T @ grad[i:] for i, j in row_blocks(T)])           # (T, N)
+        W_grad = torch.cat([F.pad(grad[i:j] @ x[:j].T, (0, T - j)) for i, j in row_blocks(T)])  # (T, T)
+        return W_grad.tril(), x_grad
 
 
-def toeplitz_product(w, x):
-    """y[t] = sum_{s <= t} w[t - s] x[s] by FFT, in O(T log T): w (T,), x (B, T, C) -> (B, T, C)."""
-    T = x.size(1)
+def toeplitz_product(w, taps):
+    """sum_j sum_{s <= t} w[j, t - s] taps[j][s] by FFT, in O(T log T): w (k, T), taps k of (B, T, C) ->
+    (B, T, C)."""
+    T = w.size(1)
     n = 2 * T  # padded, so that the circular convolution of the FFT does not wrap around
-    y = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)       # (B, T + 1, C)
-    return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(x)
+    w = torch.fft.rfft(w.float(), n)                                                      # (k, T + 1)
+    y = sum(w_j[:, None] * torch.fft.rfft(tap.float(), n, dim=1) for w_j, tap in zip(w, taps))
+    return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(taps[0])

@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fast import BLOCKS, linear_cross_entropy, toeplitz_product, triangular_product
+from fast import BLOCK_SHARE, linear_cross_entropy, toeplitz_product, triangular_product
 
 # What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
 MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
@@ -189,20 +189,20 @@ class MaskedConv(nn.Module):
         padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
         taps = [padded[..., j:j + C] for j in range(k)]                                   # (B, S, C) each
         y = self.bias[start:start + T, None]                                              # (T, 1)
-        if self.causal and not cache and T >= (FFT_FROM if self.toeplitz else BLOCKS_FROM):
-            product = toeplitz_product if self.toeplitz else triangular_product
-            for W, tap in zip(self.weight, taps):
-                y = y + product(W[:T] if self.toeplitz else W[:T, :T], tap)
-            return y
-        for W, tap in zip(self.rows(start, start + T), taps):
-            y = y + W @ tap                                                               # (T, S) @ (B, S, C)
+        if self.toeplitz and not cache and T >= FFT_FROM:
+            return y + toeplitz_product(self.weight[:, :T], taps)
+        in_blocks = self.in_blocks(T) and not cache
+        for W, tap in zip(self.weight[:, :T, :T] if in_blocks else self.rows(start, start + T), taps):
+            y = y + (triangular_product(W, tap) if in_blocks else W @ tap)                # (T, S) @ (B, S, C)
         return y
 
+    def in_blocks(self, T):
+        return self.causal and not self.toeplitz and T >= BLOCKS_FROM
+
     def flops(self, T):
-        if self.toeplitz and T >= FFT_FROM:  # 2 transforms of 2T reals a channel and tap, 2.5 n log2 n each
-            return self.kernel_size * 2 * 2.5 * 2 * T * math.log2(2 * T) * self.width
-        share = (BLOCKS + 1) / (2 * BLOCKS) if self.causal and not self.toeplitz and T >= BLOCKS_FROM else 1
-        return 2 * self.kernel_size * T * T * self.width * share
+        if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals a channel, 2.5 n log2 n each
+            return (self.kernel_size + 1) * 2.5 * 2 * T * math.log2(2 * T) * self.width
+        return 2 * self.kernel_size * T * T * self.width * (BLOCK_SHARE if self.in_blocks(T) else 1)
 
 
 class Mixer(nn.Module):
@@ -347,7 +347,7 @@ class LanguageModel(nn.Module):
 
     def head(self, x, targets=None, return_logits=True):
         """Hidden states (..., C), not normed yet -> logits (..., V) and the mean cross-entropy in nats, None
-        without targets (...), of which -1 is not counted. return_logits=False: None, which saves memory."""
+        without targets (...), of which -1 is not counted. return_logits=False: None, which is cheaper."""
         x = self.final_norm(x)
         logits = self.lm_head(x) if return_logits or targets is None else None
         return logits, None if targets is None else linear_cross_entropy(x, self.lm_head.weight, targets)

@@ -119,12 +119,14 @@ def test_triangular_product_is_the_masked_one(tokens, dtype):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 13])
-def test_toeplitz_product_is_the_sum_that_it_stands_for(tokens):
-    """By a loop over t and s."""
+@pytest.mark.parametrize("k", [1, 2])
+def test_toeplitz_product_is_the_sum_that_it_stands_for(k, tokens):
+    """By a loop over taps, t and s."""
     generator = torch.Generator().manual_seed(0)
-    w, x = torch.randn(tokens, generator=generator), torch.randn(B, tokens, C, generator=generator)
+    w, taps = torch.randn(k, tokens, generator=generator), torch.randn(k, B, tokens, C, generator=generator)
     expected = torch.zeros(B, tokens, C)
-    for t in range(tokens):
-        for s in range(t + 1):
-            expected[:, t] += w[t - s] * x[:, s]
-    torch.testing.assert_close(toeplitz_product(w, x), expected, rtol=1e-5, atol=1e-5)
+    for j in range(k):
+        for t in range(tokens):
+            for s in range(t + 1):
+                expected[:, t] += w[j, t - s] * taps[j][:, s]
+    torch.testing.assert_close(toeplitz_product(w, list(taps)), expected, rtol=1e-5, atol=1e-5)
