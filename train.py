@@ -94,6 +94,7 @@ if device.type == "cuda":
 if gradient_accumulation_steps % world_size:
     fail(f"gradient_accumulation_steps {gradient_accumulation_steps} is no multiple of {world_size} ranks")
 if ddp:
+    import torch.distributed.nn  # noqa: F401 - imported later, its default arguments would hold the group
     dist.init_process_group(("nccl" if device.type == "cuda" else "gloo") if backend == "auto" else backend)
 torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on CUDA
 
@@ -370,11 +371,10 @@ if master:
         say(f"a sample (more: python sample.py --out_dir={out_dir}):\n")
         raw_model.eval()
         tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, 0.8, top_k=200, seed=seed)
-        for piece in stream_text(build_tokenizer(meta), (token for token, in tokens)):
-            print(piece, end="", flush=True)
-        print()
+        say("".join(stream_text(build_tokenizer(meta), (token for token, in tokens))))
 if ddp:
     dist.barrier()  # ranks leave together: one that is still drawing would lose its connections
+    del model  # it holds the group, whose threads must not outlive the interpreter: they would abort
     dist.destroy_process_group()
 if stopped:
     raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))

@@ -5,6 +5,7 @@ with `python -m pytest -m slow`.
 """
 import contextlib
 import csv
+import ctypes
 import multiprocessing
 import os
 import random
@@ -29,14 +30,17 @@ SERVER.set_forkserver_preload(["torch", "numpy", "tiktoken", "test_faults"])
 SAVES = [*TINY, "--eval_interval=2", "--log_interval=2", "--max_iters=40", "--lr_decay_iters=40"]
 
 
-def play(folder, script, arguments, limit, out):
-    """In a process of its own: the script, its output into a pipe; files may grow to `limit` bytes."""
+def play(folder, script, arguments, limit, plain, out):
+    """In a process of its own: the script, its output into a pipe; files may grow to `limit` bytes; a `plain`
+    user may write only what its owner may, though it be root's."""
     os.chdir(folder)
     for stream in 1, 2:
         os.dup2(out.fileno(), stream)
     out.close()
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if plain and sys.platform == "linux":  # no capabilities; version 3 of the header, of this process
+        ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     torch.set_num_threads(1)
     sys.path.insert(0, HERE)
     sys.argv = [script, *arguments]
@@ -48,9 +52,9 @@ def start(tiny_data, tmp_path):
     """start("train.py", *arguments) -> a process at work in tmp_path, where the tiny data are."""
     (tmp_path / "data").symlink_to(tiny_data)
 
-    def start(script, *arguments, limit=0):
+    def start(script, *arguments, limit=0, plain=False):
         said, out = multiprocessing.Pipe(duplex=False)
-        process = SERVER.Process(target=play, args=(str(tmp_path), script, arguments, limit, out))
+        process = SERVER.Process(target=play, args=(str(tmp_path), script, arguments, limit, plain, out))
         process.start()
         out.close()  # or what reads would wait for this process to end too
         process.said = said
@@ -212,6 +216,24 @@ def test_a_full_disk_ends_training_and_keeps_what_was_saved(limit, finish, tmp_p
     assert status == 0, said
 
 
+def test_a_folder_that_must_not_be_written_is_named_and_kept(finish, tmp_path):
+    """train.py, going on in it or beginning inside it, and prepare.py: one line, and all is as it was."""
+    assert finish("train.py", *SAVES, "--max_iters=4")[0] == 0
+    (tmp_path / "words.txt").write_text("a word\n" * 999, encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out").chmod(0o555)
+    for arguments in (["train.py", *SAVES, "--init_from=resume"], ["train.py", *SAVES, "--out_dir=out/new"],
+                      ["prepare.py", "--input=words.txt", "--dataset=words", "--tokenizer=byte",
+                       "--data_dir=out"]):
+        status, said = finish(*arguments, plain=True)
+        *_, last = said.splitlines() or [""]
+        assert status in (1, 2) and re.match("error: cannot .*out.*permission denied", last, re.I), said
+        assert "Traceback" not in said
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out").chmod(0o755)
+    assert finish("train.py", *SAVES, "--init_from=resume", plain=True)[0] == 0
+
+
 @pytest.mark.parametrize("limit", [10, 3000, 30_000])
 def test_a_full_disk_ends_prepare_and_keeps_the_dataset(limit, finish, tmp_path):
     """One line, status 1, the old dataset whole, nothing temporary."""
@@ -295,6 +317,36 @@ def hosts():
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+LEAVE = """
+import glob, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+sys.argv = sys.argv[1:]
+kept = runpy.run_path(sys.argv[0], run_name="__main__")  # as a script's names are kept until it has ended
+def threads():
+    names = []
+    for path in glob.glob("/proc/self/task/*/comm"):
+        try:
+            names.append(open(path, encoding="utf-8").read())
+        except OSError:  # it has ended just now
+            pass
+    return [name for name in names if "gloo" in name]
+print("threads left:", threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_thread_of_the_processes_outlives_the_run(tiny_data, tmp_path, monkeypatch):
+    """One that still has a tensor in hand when the interpreter goes aborts the process."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(tiny_data)
+    (tmp_path / "leave.py").write_text(LEAVE, encoding="utf-8")
+    command = [*TORCHRUN, "--nproc_per_node=2", "leave.py", f"{HERE}/train.py", *SAVES, "--max_iters=2",
+               "--gradient_accumulation_steps=2"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads left: []") == 2, done.stdout
 
 
 @pytest.mark.slow
