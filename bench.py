@@ -6,30 +6,37 @@ machine can do at most: a large matmul, and a large copy.
     python bench.py --what=sample,sample_uncached --batch_sizes=1,32 # with a cache, and without
     python bench.py --what=train,invert,infonce --n_embd=128 --n_layer=4 --json_path=speed.json
     python bench.py --models=mixer --block_sizes=256,512,1024,2048   # growth with the length of the window
+    python bench.py --what=mix_dense,mix,mix_fft --block_sizes=1024,4096 --batch_sizes=1  # the mixing alone
+    python bench.py --models=mixer --profile_path=profile.csv        # where the time of a step goes
 
-Medians of `repeats` steps, one of each model in turn, so that what else the machine does falls on all alike.
-It asserts nothing. FLOPs are those of the matmuls by their shapes (model.py, estimate_flops).
+Medians of `repeats` steps, one of each kind and model in turn, so that what else the machine does falls on
+all alike. It asserts nothing. FLOPs are those of the matmuls by their shapes (model.py, estimate_flops).
 """
+import csv
 import itertools
 import json
 import os
 import sys
 import time
 from dataclasses import fields, replace
-from statistics import median
+from math import log, log2
+from statistics import linear_regression, median
 
 import torch
+import torch.nn as nn
 from torch.nn import functional as F
 
 from common import autocast, choose_device, choose_dtype, measure_peak_flops, replacing
 from configurator import configure, fail
+from fast import BLOCK_SHARE, toeplitz_product, triangular_product
 from inversion import descend, distances, hidden_states
-from model import LanguageModel, ModelConfig
+from model import Attention, LanguageModel, MaskedConv, ModelConfig
 from retrieval import embed, info_nce, match_batch, match_logits
 from sample import generate
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
-what = ["train"]              # train, sample, sample_uncached, invert, infonce, infonce_one_query, match
+what = ["train"]              # train, sample, sample_uncached, invert, infonce, infonce_one_query, match,
+                              # the product of a convolution alone: mix_dense, mix (by blocks), mix_fft
 models = ["mixer", "llama", "hybrid", "gpt"]  # kinds of models
 block_sizes = [512]           # T, tokens in a window
 batch_sizes = [4]             # B, windows, samples, prompts or pairs
@@ -42,6 +49,8 @@ device = "auto"               # auto | cpu | cuda | cuda:1 | mps
 dtype = "auto"                # auto | float32 | bfloat16 | float16, of the matmuls
 compile = True                # torch.compile, but for sampling
 json_path = ""                # file for all of it
+csv_path = ""                 # file for the rows
+profile_path = ""             # file for the operations that take most of each step's time
 seed = 1337                   # of weights and tokens
 # end of defaults
 
@@ -68,12 +77,13 @@ def sample_step(c, B, cached=True):
     """One token of each of B samples, in a window that is between half and wholly full."""
     model = LanguageModel(c).to(device).eval()
     tokens = generate(model, [[0] * (c.block_size // 2)] * B, 10 ** 9, top_k=50, cached=cached)
+    T = 3 * c.block_size // 4  # behind about so many others
 
     def step():
         with autocast(device, dtype):
             next(tokens)
-    T = 1 if cached else 3 * c.block_size // 4
-    return step, B, "tokens", model.estimate_flops(3 * c.block_size // 4) * T * B
+    flops = model.estimate_flops(T) * B * (1 if cached else T)
+    return step, B, "tokens", flops, bytes_read(model, B, T) if cached else None
 
 
 def invert_step(c, B):
@@ -131,10 +141,39 @@ def match_step(c, B):
     return step, B, "samples", 3 * matcher.estimate_flops() * B * c.block_size
 
 
+def mix_step(c, B, product, flops, toeplitz=False):
+    """The product of one masked convolution, forward and backward, by one of the ways to do it."""
+    T, C = c.block_size, c.n_embd
+    W = torch.randn(1, T, *([] if toeplitz else [T]), device=device, requires_grad=True)  # (1, T[, T])
+    x, grad = (torch.randn(B, T, C, device=device) for _ in range(2))
+    x.requires_grad_()
+    run = torch.compile(product) if compile else product
+
+    def step():
+        with autocast(device, dtype):
+            y = run(W, x)
+        y.backward(grad.to(y.dtype))
+        W.grad = x.grad = None
+    return step, B * T, "tokens", 3 * flops(T) * B * C
+
+
+def bytes_read(model, B, T):
+    """Bytes that one more token of B samples must read, behind T others: weights, and what is cached."""
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    attended = sum(2 * m.c_proj.in_features for m in model.modules() if isinstance(m, Attention))
+    mixed = sum(m.width for m in model.modules() if isinstance(m, MaskedConv))
+    return model.lm_head.weight.element_size() * (linear + B * T * (attended + mixed))
+
+
 STEPS = {"train": train_step, "sample": sample_step, "invert": invert_step, "infonce": infonce_step,
          "match": match_step,
          "sample_uncached": lambda c, B: sample_step(c, B, cached=False),
-         "infonce_one_query": lambda c, B: infonce_step(c, B, one_query=True)}
+         "infonce_one_query": lambda c, B: infonce_step(c, B, one_query=True),
+         "mix_dense": lambda c, B: mix_step(c, B, lambda W, x: W[0].tril() @ x, lambda T: 2 * T * T),
+         "mix": lambda c, B: mix_step(c, B, lambda W, x: triangular_product(W[0], x),
+                                      lambda T: 2 * T * T * BLOCK_SHARE),
+         "mix_fft": lambda c, B: mix_step(c, B, lambda W, x: toeplitz_product(W, [x]),
+                                          lambda T: 2 * 5 * T * log2(2 * T), toeplitz=True)}
 
 
 def timed(step):
@@ -155,6 +194,28 @@ def measure_copy():
     return 2 * len(a) / min(timed(lambda: b.copy_(a)) for _ in range(5))
 
 
+def profile(step, top=15):
+    """Rows of the operations that take most of a call's time, of 5 calls: (operation, calls, ms, share)."""
+    with torch.profiler.profile() as profiler:
+        for _ in range(5):
+            timed(step)
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: getattr(e, kind), reverse=True)
+    total = sum(getattr(e, kind) for e in events)
+    return [(e.key, e.count / 5, getattr(e, kind) / 5e3, getattr(e, kind) / total) for e in events[:top]]
+
+
+def write_csv(path, header, rows):
+    """Rows, dicts of the same keys, below the command that made them and what the machine can do."""
+    with replacing(path, "w") as f:
+        f.write(f"# python bench.py {' '.join(sys.argv[1:])}; {device}, {dtype}, torch {torch.__version__}, "
+                f"{header}\n")
+        writer = csv.DictWriter(f, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.5g}" if isinstance(value, float) else value
+                          for key, value in row.items()} for row in rows)
+
+
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     config = configure(sys.argv[1:], os.path.join(here, "model.py"), __file__)
@@ -169,39 +230,60 @@ if __name__ == "__main__":
     peak, copy = measure_peak_flops(device, dtype), measure_copy()
     print(f"{device}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}: a large matmul reaches "
           f"{peak / 1e12:.3f} TFLOP/s, a large copy {copy / 1e9:.1f} GB/s")
-    rows = []
-    for kind, T, B in itertools.product(what, block_sizes, batch_sizes):
+    rows, operations = [], []
+    if profile_path:
+        from torch._inductor import config as inductor  # slow to import
+        inductor.cpp.enable_kernel_profile = True  # or what it has compiled for a CPU stays without a name
+    for T, B in itertools.product(block_sizes, batch_sizes):
         group, steps = [], []
-        for name in models:
+        for kind, name in itertools.product(what, models):
             torch.manual_seed(seed)
             try:
                 c = ModelConfig(**shape | dict(model_type=name, block_size=T))
             except ValueError as e:
                 fail(e)
-            step, items, unit, flops = STEPS[kind](c, B)
+            before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
+            step, items, unit, flops, *read = STEPS[kind](c, B)
             for _ in range(warm_up):
                 step()
-            memory = torch.cuda.max_memory_allocated() / 2 ** 20 if device.type == "cuda" else None
+            memory = (torch.cuda.max_memory_allocated() - before) / 2 ** 20 if device.type == "cuda" else None
             steps.append(step)
             group.append(dict(what=kind, model=name, T=T, B=B, unit=unit, items=items, flops=flops,
-                              memory_mb=memory))
+                              bytes=read[0] if read else None, memory_mb=memory))
         times = [[timed(step) for step in steps] for _ in range(repeats)]
         for row, seconds in zip(group, zip(*times)):
-            row |= dict(ms=1e3 * median(seconds), per_second=row["items"] / median(seconds),
-                        tflops=row["flops"] / median(seconds) / 1e12, ratio=median(a / b for a, b in zip(
-                            seconds, (turn[0] for turn in times))))
-            row["share_of_peak"] = row["tflops"] * 1e12 / peak
-            memory = f"  {row['memory_mb']:8.0f} MB" if row["memory_mb"] else ""
-            print(f"{kind:17} {row['model']:16} T {T:5} B {B:3}  {row['ms']:9.2f} ms  "
+            typical = median(seconds)
+            row |= dict(ms=1e3 * typical, per_second=row["items"] / typical,
+                        ratio=median(a / b for a, b in zip(seconds, (turn[0] for turn in times))),
+                        tflops=row["flops"] / typical / 1e12, share_of_peak=row["flops"] / typical / peak,
+                        share_of_copy=row["bytes"] / typical / copy if row["bytes"] else None)
+            extra = f"  {100 * row['share_of_copy']:5.1f} % of the copy's GB/s" if row["bytes"] else ""
+            extra += f"  {row['memory_mb']:8.0f} MB" if row["memory_mb"] else ""
+            print(f"{row['what']:17} {row['model']:16} T {T:5} B {B:3}  {row['ms']:9.2f} ms  "
                   f"{row['per_second']:11,.1f} {row['unit']}/s  {row['tflops']:7.3f} TFLOP/s  "
                   f"{100 * row['share_of_peak']:5.1f} % of peak  {row['ratio']:6.2f} x the time "
-                  f"of {models[0]}{memory}", flush=True)
+                  f"of the first{extra}", flush=True)
         rows += group
+        for row, step in zip(group, steps if profile_path else []):
+            keys = {key: row[key] for key in ("what", "model", "T", "B")}
+            operations += [keys | dict(zip(("operation", "calls", "ms", "share"), found))
+                           for found in profile(step)]
         del step, steps  # or a sampling generator would outlive the interpreter, which complains
+    if len(set(block_sizes)) > 2:
+        for kind, name, B in itertools.product(what, models, batch_sizes):
+            line = [row for row in rows if (row["what"], row["model"], row["B"]) == (kind, name, B)]
+            fit = linear_regression([log(row["T"]) for row in line], [log(row["ms"]) for row in line])
+            print(f"{kind:17} {name:16} B {B:3}  time grows as T to the power of {fit.slope:.2f}")
     if json_path:
         with replacing(json_path, "w") as f:
             used = dict(device=str(device), dtype=str(dtype), torch=torch.__version__)
             json.dump({"settings": config | used, "peak_flops": peak, "copy_bytes": copy, "rows": rows}, f,
                       indent=1)
+    machine = (f"{torch.get_num_threads()} threads; a large matmul reaches {peak / 1e12:.3f} TFLOP/s, "
+               f"a large copy {copy / 1e9:.1f} GB/s")
+    if csv_path:
+        write_csv(csv_path, machine, rows)
+    if profile_path:
+        write_csv(profile_path, machine, operations)

@@ -1,4 +1,5 @@
 """bench.py: every kind of step runs, and the figures follow from each other."""
+import csv
 import json
 
 import pytest
@@ -9,7 +10,7 @@ SMALL = ["--models=mixer,llama", "--n_embd=12", "--n_layer=1", "--vocab_size=31"
 
 
 @pytest.mark.parametrize("what", ["train", "sample", "sample_uncached", "invert", "infonce",
-                                  "infonce_one_query", "match"])
+                                  "infonce_one_query", "match", "mix_dense", "mix", "mix_fft"])
 def test_every_kind_of_step_is_measured(run, what):
     """A row for each model and length; rates and shares follow from time and FLOPs."""
     status, out, err = run("bench.py", *SMALL, f"--what={what}", "--json_path=speed.json")
@@ -33,6 +34,44 @@ def test_flops_are_those_of_the_shapes(run):
     B, T, C, V = 2, 8, 12, 31
     mlp, conv, head = 2 * T * (C * 4 * C + 4 * C * C), 2 * T * T * C, 2 * T * C * V
     assert row["flops"] == 3 * B * (mlp + conv + head) and row["items"] == B * T
+
+
+def test_bytes_of_a_sampled_token_are_those_of_weights_and_cache(run):
+    """Counted by hand for a mixer and a Llama: the share of a large copy's speed follows."""
+    run("bench.py", *SMALL, "--what=sample,train", "--block_sizes=8", "--json_path=speed.json")
+    with open("speed.json", encoding="utf-8") as f:
+        saved = json.load(f)
+    B, T, C, V = 2, 6, 12, 31
+    mixer, llama, *train = saved["rows"]
+    assert mixer["bytes"] == 4 * (8 * C * C + V * C + B * T * C)
+    assert llama["bytes"] == 4 * (4 * C * C + 12 * C * C + V * C + 2 * B * T * C)
+    assert llama["share_of_copy"] == pytest.approx(llama["bytes"] / llama["ms"] * 1e3 / saved["copy_bytes"])
+    assert [row["bytes"] for row in train] == [None, None]
+
+
+def test_growth_and_rows_are_written(run):
+    """Three lengths give an exponent; the CSV has the command first, then a row each."""
+    arguments = "--models=mixer", "--what=mix_dense,mix", "--csv_path=speed.csv", "--block_sizes=8,16,32"
+    status, out, err = run("bench.py", *SMALL, *arguments)
+    assert status == 0 and out.count("time grows as T to the power of") == 2, err
+    with open("speed.csv", encoding="utf-8") as f:
+        command, header, *rows = f.read().splitlines()
+    assert command.startswith("# python bench.py --models=") and header.startswith("what,model,T,B")
+    assert [row.split(",")[:3] for row in rows] == [[what, "mixer", T] for T in ("8", "16", "32")
+                                                    for what in ("mix_dense", "mix")]
+
+
+def test_profile_names_the_operations(run):
+    """Of a step: shares below 1, the largest first, a matmul among them."""
+    arguments = "--models=mixer", "--block_sizes=8", "--profile_path=profile.csv"
+    status, _, err = run("bench.py", *SMALL, *arguments)
+    assert status == 0, err
+    with open("profile.csv", encoding="utf-8", newline="") as f:
+        next(f)
+        rows = list(csv.DictReader(f))
+    shares = [float(row["share"]) for row in rows]
+    assert 0.2 < sum(shares) <= 1.001 and shares == sorted(shares, reverse=True)
+    assert any(row["operation"] in ("aten::mm", "aten::addmm", "aten::bmm") for row in rows)
 
 
 def test_bad_bench_input_is_refused(refused):
