@@ -11,6 +11,7 @@ variants = {
     "mixer_rmsnorm": {"norm": "rmsnorm"},
     "mixer_final_norm": {"final_norm": True},
     "mixer_tied": {"tie": True},
+    "mixer_tied_std_fiftieth": {"tie": True, "embd_std": 0.02},
     "mixer_learned": {"position": "learned"},
     "mixer_rope": {"position": "rope"},
     "mixer_swiglu": {"mlp": "swiglu"},
