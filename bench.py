@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from common import autocast, choose_device, choose_dtype, measure_peak_flops, replacing
+from common import autocast, choose_device, choose_dtype, clip_gradients, measure_peak_flops, replacing
 from configurator import configure, fail
 from fast import BLOCK_SHARE, toeplitz_product, triangular_product
 from inversion import descend, distances, hidden_states
@@ -66,7 +66,7 @@ def train_step(c, B):
         with autocast(device, dtype):
             loss = forward(*idx, return_logits=False)[1]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     tokens = B * c.block_size

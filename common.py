@@ -64,6 +64,16 @@ def autocast(device, dtype):
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def clip_gradients(model, max_norm):
+    """Scale all gradients so that their norm, a tensor that is returned, is at most max_norm; 0: no limit."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    # On a CPU it can be looked at without waiting, and most steps need no pass over all gradients to times 1.
+    if max_norm and (not norm.is_cpu or norm > max_norm):
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm
+
+
 def measure_peak_flops(device, dtype):
     """FLOP/s of a large matmul on this machine (best of 5): what model FLOP utilisation is a share of."""
     size = 8192 if device.type == "cuda" else 2048

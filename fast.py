@@ -41,10 +41,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(LOGITS // len(weight), -(-len(x) // PARTS))
         loss, x_grads, W_grad = 0.0, [], 0.0
         for x_part, target in zip(x.to(dtype).split(rows), targets[:, None].split(rows)):
-            logits, counts = x_part @ W.T, target >= 0                         # (rows, V) and (rows, 1)
-            log_sum = logits.float().logsumexp(dim=1, keepdim=True)                       # (rows, 1)
-            loss += ((log_sum - logits.gather(1, target.clamp(min=0)).float()) * counts).sum()
-            grad = (((logits.float() - log_sum).exp() - (target == ids).float()) * counts).to(dtype)
+            logits, counts = (x_part @ W.T).float(), target >= 0               # (rows, V) and (rows, 1)
+            highest = logits.amax(dim=1, keepdim=True)                                    # (rows, 1)
+            exp = (logits - highest).exp()  # of which both the loss and its gradient are made
+            total = exp.sum(dim=1, keepdim=True)                                          # (rows, 1)
+            loss += ((highest + total.log() - logits.gather(1, target.clamp(min=0))) * counts).sum()
+            grad = (exp * (counts / total) - ((target == ids) * counts).float()).to(dtype)
             x_grads.append(grad @ W)                                                      # (rows, C)
             W_grad += (grad.T @ x_part).float()                                           # (V, C)
         n = (targets >= 0).sum()

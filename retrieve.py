@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common import autocast, choose_device, choose_dtype, replacing
+from common import autocast, choose_device, choose_dtype, clip_gradients, replacing
 from configurator import configure, fail
 from dataset import build_tokenizer, load_meta, prepare_missing
 from documents import Unusable, read_input, read_jsonl, text_of
@@ -207,7 +207,7 @@ def optimize(model, step, pairs_per_step, evaluate=None):
         if done:
             return loss, it * pairs_per_step, seconds
         losses.append(step(it))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+        clip_gradients(model, grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()

@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import autocast, choose_device, choose_dtype, measure_peak_flops, peak_memory_mb, replacing
+from common import (autocast, choose_device, choose_dtype, clip_gradients, measure_peak_flops, peak_memory_mb,
+                    replacing)
 from configurator import configure, fail
 from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, prepare_missing, stream_text,
                      training_windows, validation_windows)
@@ -232,7 +233,7 @@ def forward_backward(position):
 def optimizer_step(lr):
     """Clip, update, forget the gradients; returns their norm before clipping, a tensor."""
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip or math.inf)
+    norm = clip_gradients(raw_model, grad_clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.step(optimizer)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import peak_memory_mb, read_prompt, replacing
+from common import clip_gradients, peak_memory_mb, read_prompt, replacing
 from figures import save_figure
 from model import LanguageModel, ModelConfig
 from runs import lock_folder, train_run
@@ -83,6 +83,21 @@ def test_peak_memory_is_that_of_this_process():
     block = torch.ones(40, 2 ** 20, dtype=torch.uint8).add_(1)  # touched, so that it is really there
     after = peak_memory_mb(torch.device("cpu"))
     assert 40 < after < 10 ** 5 and after >= before and block.sum() > 0
+
+
+@pytest.mark.parametrize("max_norm", [0, 0.5, 2.0, 100.0])
+def test_gradients_are_clipped_as_by_torch(max_norm):
+    """Norm and gradients, above and below the limit (0: none); a parameter may have no gradient."""
+    ours, theirs = (torch.nn.ParameterList(map(torch.zeros, (13, 5, 7))) for _ in "ab")
+    torch.manual_seed(1)
+    for a, b in zip(ours[:2], theirs[:2]):
+        a.grad = torch.randn(a.shape)
+        b.grad = a.grad.clone()
+    norm = clip_gradients(ours, max_norm)
+    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm or float("inf")))
+    assert 2 < norm < 100 and ours[2].grad is None
+    for a, b in zip(ours[:2], theirs[:2]):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.fixture
