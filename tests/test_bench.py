@@ -4,13 +4,21 @@ import json
 
 import pytest
 
+import steps
+
 SMALL = ["--models=mixer,llama", "--n_embd=12", "--n_layer=1", "--vocab_size=31", "--n_head=3",
          "--block_sizes=8,6", "--batch_sizes=2", "--repeats=2", "--warm_up=1", "--compile=false",
          "--device=cpu", "--dtype=float32"]
 
 
-@pytest.mark.parametrize("what", ["train", "sample", "sample_uncached", "invert", "infonce",
-                                  "infonce_one_query", "match", "mix_dense", "mix", "mix_fft"])
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Few vectors to search, and few texts to encode."""
+    monkeypatch.setattr(steps, "N_VECTORS", 300)
+    monkeypatch.setattr(steps, "N_TEXTS", 3)
+
+
+@pytest.mark.parametrize("what", steps.STEPS)
 def test_every_kind_of_step_is_measured(run, what):
     """A row for each model and length; rates and shares follow from time and FLOPs."""
     status, out, err = run("bench.py", *SMALL, f"--what={what}", "--json_path=speed.json")
