@@ -18,7 +18,7 @@ from fast import BLOCK_SHARE, toeplitz_product, triangular_product
 from inversion import descend, distances, hidden_states
 from model import Attention, LanguageModel, MaskedConv
 from retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
-from sample import generate
+from sample import cast_weights, generate
 
 N_VECTORS = 10 ** 6  # that are searched
 N_TEXTS = 16         # texts to encode, times B
@@ -60,24 +60,29 @@ def train(c, B, run):
 
 
 def sample(c, B, run, cached=True):
-    """One token of each of B samples, in a window that is between half and wholly full."""
-    model = LanguageModel(c).to(run.device).eval()
-    tokens = generate(model, [[0] * (c.block_size // 2)] * B, 10 ** 9, top_k=50, cached=cached)
-    T = 3 * c.block_size // 4  # behind about so many others
+    """One token of each of B samples, in a window that is three quarters full or a little more."""
+    model = cast_weights(LanguageModel(c).to(run.device).eval(), run.dtype)
+    T = max(1, 3 * c.block_size // 4)
+    tokens = generate(model, [[0] * T] * B, 10 ** 9, top_k=50, cached=cached)
 
     def call():
         with autocast(run.device, run.dtype):
             next(tokens)
-    flops = model.estimate_flops(T) * B * (1 if cached else T)
-    return Step(call, B, "tokens", flops, bytes_read(model, B, T) if cached else None)
+    flops = B * (model.estimate_flops(T) + (0 if cached else (T - 1) * flops_of_blocks(model, T)))
+    return Step(call, B, "tokens", flops, bytes_read(model, B, T, run.dtype) if cached else None)
 
 
-def bytes_read(model, B, T):
+def bytes_read(model, B, T, dtype):
     """Bytes that one more token of B samples must read, behind T others: weights, and what is cached."""
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     attended = sum(2 * m.c_proj.in_features for m in model.modules() if isinstance(m, Attention))
     mixed = sum(m.width for m in model.modules() if isinstance(m, MaskedConv))
-    return model.lm_head.weight.element_size() * (linear + B * T * (attended + mixed))
+    return dtype.itemsize * (linear + B * T * attended) + 4 * B * T * mixed  # normed inputs stay float32
+
+
+def flops_of_blocks(model, T=None):
+    """Forward FLOPs a token in a window of T tokens, without the head."""
+    return model.estimate_flops(T) - 2 * model.lm_head.weight.numel()
 
 
 def invert(c, B, run):
@@ -92,11 +97,6 @@ def invert(c, B, run):
             descend(lambda x: distances(hidden_states(model, x, None), target, mask, "l1"), x,
                     torch.full((B,), 1e-3, device=run.device), steps=1)
     return Step(call, B, "prompts x steps", 2 * flops_of_blocks(model) * B * c.block_size)
-
-
-def flops_of_blocks(model):
-    """Forward FLOPs a token, without the head."""
-    return model.estimate_flops() - 2 * model.lm_head.weight.numel()
 
 
 def infonce(c, B, run, one_query=False):
@@ -155,9 +155,7 @@ def encode(c, B, run, padded=False):
             with autocast(run.device, run.dtype):
                 idx, real = pad(ids[start:start + B], c.block_size, "right", 0)
                 embed(encoder.model, idx.to(run.device), real.to(run.device))
-    flops = sum(n * (encoder.model.estimate_flops(n) - 2 * encoder.model.lm_head.weight.numel())
-                for n in lengths)
-    return Step(call, len(ids), "texts", flops)
+    return Step(call, len(ids), "texts", sum(n * flops_of_blocks(encoder.model, n) for n in lengths))
 
 
 def search(c, B, run, whole=False):

@@ -6,7 +6,7 @@ import tiktoken
 import torch
 
 from dataset import stream_text
-from sample import generate, sample_token
+from sample import cast_weights, generate, sample_token
 from test_model import build, every_variant
 
 
@@ -23,6 +23,17 @@ def test_cached_generation_equals_uncached(options):
         together = [tokens[row] for tokens in generate(model, prompts, 25, temperature=0.0)]
         assert alone == [token for token in together if token is not None]
         assert len(alone) == 25
+
+
+@every_variant
+def test_weights_that_are_cast_once_change_nothing(options):
+    """To the bit: autocast would make the same of them for each token."""
+    model, idx = build(**options), torch.tensor([[1, 2, 3, 4, 5]])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before, _ = model(idx)
+        after, _ = cast_weights(model, torch.bfloat16)(idx)
+    assert torch.equal(before, after)
+    assert any(p.dtype == torch.bfloat16 for p in model.parameters())
 
 
 def test_greedy_generation_follows_the_window_rule():
