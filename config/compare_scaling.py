@@ -1,4 +1,5 @@
-# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png.
+# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png; the
+# mixer with the paper's embedding, both with the embd_std that suits them better (compare_ablations.py).
 out_dir = "out/compare_scaling"
 base = "config/mixer_tiny.py"
 variants = {
@@ -6,6 +7,10 @@ variants = {
     "mixer_64": {"n_embd": 64},
     "mixer_128": {"n_embd": 128},
     "mixer_256": {"n_embd": 256, "learning_rate": 8e-3},
+    "mixer_std_tenth_32": {"n_embd": 32, "embd_std": 0.1},
+    "mixer_std_tenth_64": {"n_embd": 64, "embd_std": 0.1},
+    "mixer_std_tenth_128": {"n_embd": 128, "embd_std": 0.1},
+    "mixer_std_tenth_256": {"n_embd": 256, "embd_std": 0.1, "learning_rate": 8e-3},
     "llama_32": {"n_embd": 32, "model_type": "llama", "embd_std": 1.0, "learning_rate": 1.6e-2},
     "llama_64": {"n_embd": 64, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
     "llama_128": {"n_embd": 128, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
