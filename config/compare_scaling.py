@@ -1,5 +1,5 @@
-# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png; the
-# mixer with the paper's embedding, both with the embd_std that suits them better (compare_ablations.py).
+# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png.
+# Both at the embd_std that suits them better (compare_ablations.py), the mixer also at that of the paper.
 out_dir = "out/compare_scaling"
 base = "config/mixer_tiny.py"
 variants = {
