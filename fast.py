@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 LOGITS = 2 ** 21  # logits at once, about: they stay in the cache of a CPU core
 PARTS = 16        # but no more parts than this: each is compiled, and a GPU wants large ones
-BLOCKS = 4        # of rows, in the product with a triangular matrix
-BLOCK_SHARE = (BLOCKS + 1) / (2 * BLOCKS)  # of the dense product's multiplications that are left
+BLOCK_ROWS = 128  # at least, in a block of a triangular matrix: thinner ones take longer than what they spare
+BLOCKS = 8        # at most: more spare little, and each is compiled
 
 
 def matmul_dtype(x):
@@ -64,8 +64,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 # long windows
 
 def triangular_product(W, x):
-    """W.tril() @ x, W (T, T), x (B, T, C) -> (B, T, C), without most of the multiplications by zero: each of
-    n blocks of rows meets only the columns up to its last, (n + 1) / 2n of all."""
+    """W.tril() @ x, W (T, T), x (B, T, C) -> (B, T, C), without most of the multiplications by zero: each
+    block of rows meets only the columns up to its last; of n blocks that are (n + 1) / 2n of all."""
     dtype, (B, T, C) = matmul_dtype(x), x.shape
     columns = x.to(dtype).transpose(0, 1).reshape(T, B * C)
     return TriangularProduct.apply(W.to(dtype), columns).view(T, B, C).transpose(0, 1)
@@ -73,8 +73,13 @@ def triangular_product(W, x):
 
 def row_blocks(T):
     """[(first row, the one after the last)] of the blocks of T rows."""
-    rows = -(-T // BLOCKS)
+    rows = max(BLOCK_ROWS, -(-T // BLOCKS))
     return [(i, min(i + rows, T)) for i in range(0, T, rows)]
+
+
+def entries_in_blocks(T):
+    """How many of the T * T entries of W the blocks meet."""
+    return sum((j - i) * j for i, j in row_blocks(T))
 
 
 class TriangularProduct(torch.autograd.Function):

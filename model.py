@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fast import BLOCK_SHARE, linear_cross_entropy, toeplitz_product, triangular_product
+from fast import entries_in_blocks, linear_cross_entropy, toeplitz_product, triangular_product
 
 # What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
 MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
@@ -31,7 +31,7 @@ CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": (
            "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
            "final_norm": (True, False)}
 COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
-BLOCKS_FROM = 1024  # tokens from which the masked product pays without the zeros above its diagonal (fast.py)
+BLOCKS_FROM = 256   # tokens from which the masked product pays without the zeros above its diagonal (fast.py)
 FFT_FROM = 4096     # and those from which FFT beats it if the matrix is Toeplitz
 PLAIN_UP_TO = 256   # and those up to which, on a CPU, attention is faster without PyTorch's fused kernel
 
@@ -202,7 +202,7 @@ class MaskedConv(nn.Module):
     def flops(self, T):
         if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals a channel, 2.5 n log2 n each
             return (self.kernel_size + 1) * 2.5 * 2 * T * math.log2(2 * T) * self.width
-        return 2 * self.kernel_size * T * T * self.width * (BLOCK_SHARE if self.in_blocks(T) else 1)
+        return 2 * self.kernel_size * self.width * (entries_in_blocks(T) if self.in_blocks(T) else T * T)
 
 
 class Mixer(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from common import autocast, clip_gradients
-from fast import BLOCK_SHARE, toeplitz_product, triangular_product
+from fast import entries_in_blocks, toeplitz_product, triangular_product
 from inversion import descend, distances, hidden_states
 from model import Attention, LanguageModel, MaskedConv
 from retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
@@ -200,7 +200,7 @@ STEPS = {
     "search": search,
     "search_whole": lambda *a: search(*a, whole=True),
     "mix_dense": lambda *a: mix(*a, lambda W, x: W[0].tril() @ x, lambda T: 2 * T * T),
-    "mix": lambda *a: mix(*a, lambda W, x: triangular_product(W[0], x), lambda T: 2 * T * T * BLOCK_SHARE),
+    "mix": lambda *a: mix(*a, lambda W, x: triangular_product(W[0], x), lambda T: 2 * entries_in_blocks(T)),
     "mix_fft": lambda *a: mix(*a, lambda W, x: toeplitz_product(W, [x]), lambda T: 2 * 5 * T * log2(2 * T),
                               toeplitz=True),
 }

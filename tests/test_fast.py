@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
-from fast import linear_cross_entropy, toeplitz_product, triangular_product
+from fast import linear_cross_entropy, row_blocks, toeplitz_product, triangular_product
 
 B, T, C, V = 3, 7, 5, 31
 
@@ -100,9 +100,11 @@ def test_float16_gradients_do_not_vanish(parts):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 3, 7, 8, 61])
-def test_triangular_product_is_the_masked_one(tokens, dtype):
+def test_triangular_product_is_the_masked_one(tokens, dtype, monkeypatch):
     """With its gradients, that of the masked entries 0, whatever the number of tokens; x need not be
-    contiguous."""
+    contiguous. In blocks of 3 rows, or in at most 8 of more."""
+    monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
+    assert row_blocks(tokens)[-1][1] == tokens and len(row_blocks(tokens)) == min(-(-tokens // 3), 8)
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(tokens, tokens, generator=generator, requires_grad=True)
     x = torch.randn(B, C, tokens, generator=generator).mT.requires_grad_()

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import fast
 import model as model_module
 from model import Attention, LanguageModel, MaskedConv, Mixer, ModelConfig, Rotary
 
@@ -156,6 +157,7 @@ def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
 def test_products_without_zeros_equal_dense_ones(options, monkeypatch):
     """Logits and gradients are the same from the number of tokens on at which blocks of rows are used; so are
     logits with a cache, which does without them."""
+    monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
     model, idx = build(**options), random_tokens()
     results = []
     for blocks_from in (1, 10_000):
@@ -282,6 +284,7 @@ def test_every_variant_overfits_one_batch(options):
 def test_flops_equal_those_that_torch_counts(options, blocks_from, monkeypatch):
     """By matmul shapes, against torch's own counter, at T != C, with products in blocks and without."""
     monkeypatch.setattr(model_module, "BLOCKS_FROM", blocks_from)
+    monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
     model = build(**options)
     # the counter does not know fused attention
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
