@@ -155,9 +155,8 @@ if init_from != "scratch":
     checkpoint = load_checkpoint(path)
     known = {"objective": "causal"} | checkpoint["config"] | asdict(ModelConfig(**checkpoint["model_config"]))
     for key, value in (asdict(model_config) | {"objective": objective}).items():
-        saved = known[key]
-        if saved != value and key != "dropout":
-            fail(f"{path} was trained with {key}={saved}, this run has {value}: use its config and dataset")
+        if known[key] != value and key != "dropout":
+            fail(f"{path} was trained with {key}={known[key]}, not {value}: use its config and dataset")
     if checkpoint["meta"]["ranks"] != meta["ranks"]:
         fail(f"{path} was trained with another tokenizer than that of {folder}")
     raw_model.load_state_dict(checkpoint["model"])
