@@ -200,6 +200,7 @@ def series(rows, over):
 def plot_over(rows, over, path):
     """Final validation loss over `over`, both logarithmic: means over the seeds, and their range."""
     def draw(ax):
+        from matplotlib.ticker import EngFormatter  # as slow to import as the rest of it
         for name, points in series(rows, over).items():
             x, losses = zip(*sorted(points.items()))
             means = [fmean(of) for of in losses]
@@ -207,9 +208,12 @@ def plot_over(rows, over, path):
             ax.errorbar(x, means, (down, up), marker="o", ms=3, label=name)
         ax.set(xscale="log", yscale="log", xlabel=over.replace("_", " "),
                ylabel="final validation loss, nats a token")
-        ticks = sorted({row[over] for row in rows})
-        ax.set_xticks(ticks, [f"{x:.3g}" for x in ticks], rotation=45)
+        ticks = []
+        for x in sorted({row[over] for row in rows}):
+            ticks += [x] if not ticks or x > 1.3 * ticks[-1] else []  # no label over another
+        ax.set_xticks(ticks)
         ax.set_xticks([], minor=True)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=" ") if ticks[-1] > 1e4 else "{x:g}")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.grid(alpha=0.3, which="both")

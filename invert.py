@@ -16,6 +16,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -148,8 +149,10 @@ def plot_efficiency(rows, path):
     def draw(ax):
         for kind, runs in kinds.items():
             ax.plot(shares[kind], [losses[run] for run in runs], "o", ms=4, label=kind)
-            for share, run in zip(shares[kind], runs):
-                ax.annotate(os.path.basename(run), (share, losses[run]), fontsize=5)
+            names = {re.sub(r"_\d+$", "", os.path.basename(run)): (share, losses[run])
+                     for share, run in zip(shares[kind], runs)}  # seeds of a model have one name
+            for name, at in names.items():
+                ax.annotate(name, at, fontsize=5)
         ax.set(xlabel="share of tokens that come back", ylabel="validation loss, nats a token")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
