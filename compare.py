@@ -210,10 +210,10 @@ def plot_over(rows, over, path):
                ylabel="final validation loss, nats a token")
         ticks = []
         for x in sorted({row[over] for row in rows}):
-            ticks += [x] if not ticks or x > 1.3 * ticks[-1] else []  # no label over another
+            ticks += [x] if not ticks or x > 1.6 * ticks[-1] else []  # no label over another
         ax.set_xticks(ticks)
         ax.set_xticks([], minor=True)
-        ax.xaxis.set_major_formatter(EngFormatter(sep=" ") if ticks[-1] > 1e4 else "{x:g}")
+        ax.xaxis.set_major_formatter(EngFormatter(places=1) if ticks[-1] > 1e4 else "{x:g}")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.grid(alpha=0.3, which="both")
