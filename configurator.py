@@ -8,6 +8,7 @@ What a config file holds: config_file.py.
 """
 import ast
 import difflib
+import os
 import sys
 from contextlib import suppress
 
@@ -59,6 +60,7 @@ def configure(argv, *sources):
     """Settings of a script as a dict {key: value}.
 
     argv: config files and --key=value. sources: files whose defaults count (the script, model.py).
+    In paths, the keys in _dir and _path, ~ is the home folder, which shells leave to us behind a =.
     --help prints the keys and exits; a wrong argument ends with one line and status 2.
     """
     settings = {key: setting for path in sources for key, setting in read_settings(path).items()}
@@ -81,4 +83,5 @@ def configure(argv, *sources):
                 fail(f"{where} takes {' or '.join(settings[key].types)}, not {value!r:.60}")
     except ValueError as e:
         fail(e)
-    return config
+    return {key: os.path.expanduser(value) if key.endswith(("_dir", "_path")) else value
+            for key, value in config.items()}

@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -144,7 +145,6 @@ raw_model = OBJECTIVES[objective](model_config).to(device)
 optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2))
 scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-out_dir = os.path.expanduser(out_dir)
 ckpt_path, log_path = os.path.join(out_dir, "ckpt.pt"), os.path.join(out_dir, "log.csv")
 # What changes from one iteration to the next, besides weights and optimizer. position: where the order of the
 # data stands; loss_sum and loss_count: of the iterations since the last line of the log.
@@ -366,9 +366,9 @@ if master:
     plot_logs({"": log_path}, os.path.join(out_dir, "loss.png"))
     if stopped:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
-        say(f"stopped by a signal; go on with: python train.py {' '.join(arguments)} --init_from=resume")
+        say(f"stopped by a signal; go on with: python train.py {shlex.join(arguments)} --init_from=resume")
     elif sample_tokens and objective == "causal":
-        say(f"a sample (more: python sample.py --out_dir={out_dir}):\n")
+        say(f"a sample (more: python sample.py --out_dir={shlex.quote(out_dir)}):\n")
         raw_model.eval()
         tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, 0.8, top_k=200, seed=seed)
         say("".join(stream_text(build_tokenizer(meta), (token for token, in tokens))))

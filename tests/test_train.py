@@ -99,6 +99,22 @@ def test_two_processes_equal_one(run, tiny_data):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+def test_paths_may_hold_spaces_umlauts_and_a_home(run, monkeypatch, tmp_path):
+    """Trained, resumed and sampled from in such folders; what the run says to call next is quoted."""
+    home = tmp_path / "my hôme"
+    home.mkdir()
+    (tmp_path / "data").rename(home / "alle Daten")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    folders = "--out_dir=~/ein Lauf ü", "--data_dir=~/alle Daten"
+    status, out, err = run("train.py", *folders, "--max_iters=4", "--sample_tokens=3")
+    assert status == 0 and f"python sample.py --out_dir='{home}/ein Lauf ü'" in out, err
+    status, out, err = run("train.py", *folders, "--max_iters=6", "--init_from=resume")
+    assert status == 0 and (home / "ein Lauf ü" / "loss.png").exists(), err
+    status, out, err = run("sample.py", folders[0], "--num_samples=1", "--max_new_tokens=3")
+    assert status == 0 and "-----" in out, err
+
+
 def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(run):
     """init_from=path takes the weights alone: iteration 0, and the loss that the other run ended with."""
     run("train.py", "--out_dir=first")
