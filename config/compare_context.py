@@ -1,6 +1,6 @@
 # Where do mixer and llama cross? Windows of 32 to 512 tokens, 2048 tokens a step: C 128, L 4. Both also with
 # the embd_std that suits them better (compare_ablations.py). A loss compares within a length only.
-# At equal tokens: --budget=tokens --amount=1e6 --out_dir=out/compare_context_tokens
+# At equal tokens: --budget=tokens --amount=1e6 --out_dir=out/compare_context_tokens. Other text: --dataset=X
 out_dir = "out/compare_context"
 base = "config/mixer_tiny.py"
 variants = {
