@@ -42,7 +42,7 @@ repeats = 15                  # steps of each that are timed
 warm_up = 3                   # and before that, untimed
 device = "auto"               # auto | cpu | cuda | cuda:1 | mps
 dtype = "auto"                # auto | float32 | bfloat16 | float16, of the matmuls
-compile = True                # torch.compile, but for sampling
+compile = True                # torch.compile, but not for the kinds sample and sample_uncached
 json_path = ""                # file for all of it
 csv_path = ""                 # file for the rows
 profile_path = ""             # file for the operations that take most of each step's time
@@ -59,6 +59,13 @@ def timed(call):
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def warmed(call):
+    """The same, after an untimed call: in use a step follows one of its own, not one of another model, which
+    leaves the caches of the processor full of what is not needed."""
+    call()
+    return timed(call)
 
 
 def measure_copy():
@@ -128,7 +135,7 @@ if __name__ == "__main__":
             calls.append(step.call)
             group.append(dict(what=kind, model=name, T=T, B=B, unit=step.unit, items=step.items,
                               flops=step.flops, bytes=step.bytes, memory_mb=memory))
-        times = [[timed(call) for call in calls] for _ in range(repeats)]
+        times = [[warmed(call) for call in calls] for _ in range(repeats)]
         for row, seconds in zip(group, zip(*times)):
             typical = median(seconds)
             row |= dict(ms=1e3 * typical, per_second=row["items"] / typical,
