@@ -2,6 +2,8 @@
 Fast paths: what model.py says plainly, faster or in less memory, and equal to it (tests/test_fast.py). What
 each is worth stands in results/README.md. Shapes: B batch, T tokens, C channels, V vocabulary, N rows.
 """
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -9,6 +11,7 @@ LOGITS = 2 ** 21  # logits at once, about: they stay in the cache of a CPU core
 PARTS = 16        # but no more parts than this: each is compiled, and a GPU wants large ones
 BLOCK_ROWS = 128  # at least, in a block of a triangular matrix: thinner ones take longer than what they spare
 BLOCKS = 8        # at most: more spare little, and each is compiled
+FEW_ROWS = 64     # up to which a CPU multiplies them sooner by parts of the weights
 
 
 def matmul_dtype(x):
@@ -108,3 +111,18 @@ def toeplitz_product(w, taps):
     w = torch.fft.rfft(w.float(), n)                                                      # (k, T + 1)
     y = sum(w_j[:, None] * torch.fft.rfft(tap.float(), n, dim=1) for w_j, tap in zip(w, taps))
     return torch.fft.irfft(y, n, dim=1)[:, :T].type_as(taps[0])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# sampling
+
+def linear_of_few_rows(x, weight, bias=None):
+    """F.linear: x (..., C), weight (N, C), bias (N) -> (..., N). On a CPU, a product of one row, or of a few,
+    with a float32 matrix runs on a single core; as a batch of products with parts of it, it runs on all."""
+    C, parts = x.size(-1), math.gcd(len(weight), 8)
+    if not x.is_cpu or x.numel() > FEW_ROWS * C or matmul_dtype(x) != torch.float32:
+        return F.linear(x, weight, bias)
+    W = weight.view(parts, -1, C)                                                         # (8, N/8, C)
+    y = x.reshape(1, -1, C).expand(parts, -1, C) @ W.mT                                   # (8, rows, N/8)
+    y = y.transpose(0, 1).reshape(*x.shape[:-1], len(weight))                             # (..., N)
+    return y if bias is None else y + bias

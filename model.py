@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fast import entries_in_blocks, linear_cross_entropy, toeplitz_product, triangular_product
+from fast import entries_in_blocks, linear_cross_entropy, matmul_dtype, toeplitz_product, triangular_product
 
 # What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
 MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
@@ -185,7 +185,7 @@ class MaskedConv(nn.Module):
         if self.rotary:
             x = self.rotary(x, start)
         if cache:
-            x = cache.append(self, x)                                               # (B, S, C), S = start + T
+            x = cache.append(self, x.to(matmul_dtype(x)))                           # (B, S, C), S = start + T
         padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
         taps = [padded[..., j:j + C] for j in range(k)]                                   # (B, S, C) each
         y = self.bias[start:start + T, None]                                              # (T, 1)

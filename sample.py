@@ -10,6 +10,7 @@ cache, so that a token costs one row of work a layer (Cache in model.py); `gener
 import os
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -17,6 +18,7 @@ import torch.nn as nn
 from common import autocast, choose_device, choose_dtype, read_prompt
 from configurator import configure, fail
 from dataset import stream_text
+from fast import linear_of_few_rows
 from model import Cache, MaskedConv
 from runs import load_model
 
@@ -37,12 +39,15 @@ compile = False             # torch.compile: slow to start, worth it for long sa
 
 
 @torch.no_grad()
-def cast_weights(model, dtype):
-    """The model, with the weights of its matmuls in dtype. Autocast does the same, to the bit, but for each
-    token anew, which takes longer than the matmuls of a token. For inference only."""
+def prepare_for_sampling(model, dtype):
+    """The model, faster at a few rows of work at a time, and with equal results; for inference only. Weights
+    of matmuls are cast to dtype now: autocast would do the same, but for each token anew, which takes longer
+    than the matmuls of a token."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, MaskedConv)) and module.weight is not model.wte.weight:
             module.weight.data = module.weight.to(dtype)
+        if isinstance(module, nn.Linear):
+            module.forward = partial(linear_of_few_rows, weight=module.weight, bias=module.bias)
     return model
 
 
@@ -104,7 +109,7 @@ if __name__ == "__main__":
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     model, tokenizer, state = load_model(os.path.join(out_dir, checkpoint), device)
-    model = cast_weights(model, dtype)
+    model = prepare_for_sampling(model, dtype)
     if (objective := state["config"].get("objective", "causal")) != "causal":
         fail(f"{out_dir} was trained to {objective}: it cannot continue a text")
     end_of_text = state["meta"]["eot_id"]

@@ -18,7 +18,7 @@ from fast import entries_in_blocks, toeplitz_product, triangular_product
 from inversion import descend, distances, hidden_states
 from model import Attention, LanguageModel, MaskedConv
 from retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
-from sample import cast_weights, generate
+from sample import generate, prepare_for_sampling
 
 N_VECTORS = 10 ** 6  # that are searched
 N_TEXTS = 16         # texts to encode, times B
@@ -59,9 +59,11 @@ def train(c, B, run):
     return Step(call, tokens, "tokens", 3 * model.estimate_flops() * tokens)
 
 
-def sample(c, B, run, cached=True):
+def sample(c, B, run, cached=True, compile=False):
     """One token of each of B samples, in a window that is three quarters full or a little more."""
-    model = cast_weights(LanguageModel(c).to(run.device).eval(), run.dtype)
+    model = prepare_for_sampling(LanguageModel(c).to(run.device).eval(), run.dtype)
+    if compile and run.compile:  # as sample.py does it
+        model.run_blocks = torch.compile(model.run_blocks, dynamic=True)
     T = max(1, 3 * c.block_size // 4)
     tokens = generate(model, [[0] * T] * B, 10 ** 9, top_k=50, cached=cached)
 
@@ -77,7 +79,7 @@ def bytes_read(model, B, T, dtype):
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     attended = sum(2 * m.c_proj.in_features for m in model.modules() if isinstance(m, Attention))
     mixed = sum(m.width for m in model.modules() if isinstance(m, MaskedConv))
-    return dtype.itemsize * (linear + B * T * attended) + 4 * B * T * mixed  # normed inputs stay float32
+    return dtype.itemsize * (linear + B * T * (attended + mixed))
 
 
 def flops_of_blocks(model, T=None):
@@ -189,6 +191,7 @@ def mix(c, B, run, product, flops, toeplitz=False):
 STEPS = {
     "train": train,
     "sample": sample,
+    "sample_compiled": lambda *a: sample(*a, compile=True),
     "sample_uncached": lambda *a: sample(*a, cached=False),
     "invert": invert,
     "infonce": infonce,

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
-from fast import linear_cross_entropy, row_blocks, toeplitz_product, triangular_product
+from fast import linear_cross_entropy, linear_of_few_rows, row_blocks, toeplitz_product, triangular_product
 
 B, T, C, V = 3, 7, 5, 31
 
@@ -132,3 +132,17 @@ def test_toeplitz_product_is_the_sum_that_it_stands_for(k, tokens):
             for s in range(t + 1):
                 expected[:, t] += w[j, t - s] * taps[j][:, s]
     torch.testing.assert_close(toeplitz_product(w, list(taps)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 5), (3, 1, 5), (1, 7, 5), (13, 5, 5), (5,)])
+@pytest.mark.parametrize("outputs", [31, 24, 20])
+def test_linear_of_few_rows_is_linear(shape, outputs, bias):
+    """Whatever the weight's rows are divisible by, for few rows of x and for many (13 * 5); to the bit under
+    autocast, where it is left to F.linear."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(outputs, 5, generator=generator)
+    bias = torch.randn(outputs, generator=generator) if bias else None
+    torch.testing.assert_close(linear_of_few_rows(x, weight, bias), F.linear(x, weight, bias))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_of_few_rows(x, weight, bias), F.linear(x, weight, bias))

@@ -6,7 +6,8 @@ import tiktoken
 import torch
 
 from dataset import stream_text
-from sample import cast_weights, generate, sample_token
+from model import Cache
+from sample import generate, prepare_for_sampling, sample_token
 from test_model import build, every_variant
 
 
@@ -32,9 +33,22 @@ def test_weights_that_are_cast_once_change_nothing(options):
     model, idx = build(**options), torch.tensor([[1, 2, 3, 4, 5]])
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         before, _ = model(idx)
-        after, _ = cast_weights(model, torch.bfloat16)(idx)
+        after, _ = prepare_for_sampling(model, torch.bfloat16)(idx)
     assert torch.equal(before, after)
     assert any(p.dtype == torch.bfloat16 for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@every_variant
+def test_under_autocast_the_cache_holds_what_the_matmuls_read(options):
+    """Token after token in bfloat16 gives the states of the whole window, from rows half as large."""
+    model = build(**options)
+    x, cache = model.embed(torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])), Cache(13)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = model.run_blocks(x)
+        one_by_one = torch.cat([model.run_blocks(token, cache=cache) for token in x.split(1, dim=1)], dim=1)
+    assert {rows.dtype for rows in cache.rows.values()} == {torch.bfloat16}
+    torch.testing.assert_close(one_by_one, whole, atol=0.05, rtol=0.05)
 
 
 def test_greedy_generation_follows_the_window_rule():
