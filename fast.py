@@ -119,10 +119,10 @@ def toeplitz_product(w, taps):
 def linear_of_few_rows(x, weight, bias=None):
     """F.linear: x (..., C), weight (N, C), bias (N) -> (..., N). On a CPU, a product of one row, or of a few,
     with a float32 matrix runs on a single core; as a batch of products with parts of it, it runs on all."""
-    C, parts = x.size(-1), math.gcd(len(weight), 8)
+    (N, C), parts = weight.shape, math.gcd(len(weight), 8)
     if not x.is_cpu or x.numel() > FEW_ROWS * C or matmul_dtype(x) != torch.float32:
         return F.linear(x, weight, bias)
-    W = weight.view(parts, -1, C)                                                         # (8, N/8, C)
-    y = x.reshape(1, -1, C).expand(parts, -1, C) @ W.mT                                   # (8, rows, N/8)
-    y = y.transpose(0, 1).reshape(*x.shape[:-1], len(weight))                             # (..., N)
-    return y if bias is None else y + bias
+    W = weight.view(parts, -1, C).mT                                                      # (8, C, N/8)
+    rows = x.reshape(1, -1, C).expand(parts, -1, C)                                       # (8, rows, C)
+    y = rows @ W if bias is None else torch.baddbmm(bias.view(parts, 1, -1), rows, W)     # (8, rows, N/8)
+    return y.transpose(0, 1).reshape(*x.shape[:-1], N)

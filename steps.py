@@ -7,11 +7,13 @@ has device, dtype, compile and seed; it returns a Step. "The reference way" is h
 from collections.abc import Callable
 from dataclasses import replace
 from math import log2
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import autocast, clip_gradients
 from fast import entries_in_blocks, toeplitz_product, triangular_product
@@ -57,6 +59,27 @@ def train(c, B, run):
         optimizer.zero_grad(set_to_none=True)
     tokens = B * c.block_size
     return Step(call, tokens, "tokens", 3 * model.estimate_flops() * tokens)
+
+
+def train_matmuls(c, B, run):
+    """The matmuls of that step, attention among them, and nothing else: its time if all else were free."""
+    matmuls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in function.name() or "scaled_dot_product" in function.name():
+                matmuls.append((function, args, kwargs or {}))
+            return function(*args, **kwargs or {})
+
+    step = train(c, B, SimpleNamespace(**vars(run) | {"compile": False}))
+    with Recorder():
+        step.call()
+
+    @torch.no_grad()
+    def call():
+        for function, args, kwargs in matmuls:
+            function(*args, **kwargs)
+    return step._replace(call=call)
 
 
 def sample(c, B, run, cached=True, compile=False):
@@ -190,6 +213,7 @@ def mix(c, B, run, product, flops, toeplitz=False):
 
 STEPS = {
     "train": train,
+    "train_matmuls": train_matmuls,
     "sample": sample,
     "sample_compiled": lambda *a: sample(*a, compile=True),
     "sample_uncached": lambda *a: sample(*a, cached=False),

@@ -1,10 +1,14 @@
 """bench.py: every kind of step runs, and the figures follow from each other."""
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import steps
+from model import ModelConfig
 
 SMALL = ["--models=mixer,llama", "--n_embd=12", "--n_layer=1", "--vocab_size=31", "--n_head=3",
          "--block_sizes=8,6", "--batch_sizes=2", "--repeats=2", "--warm_up=1", "--compile=false",
@@ -42,6 +46,17 @@ def test_flops_are_those_of_the_shapes(run):
     B, T, C, V = 2, 8, 12, 31
     mlp, conv, head = 2 * T * (C * 4 * C + 4 * C * C), 2 * T * T * C, 2 * T * C * V
     assert row["flops"] == 3 * B * (mlp + conv + head) and row["items"] == B * T
+
+
+@pytest.mark.parametrize("model_type", ["mixer", "gpt"])
+def test_the_matmuls_alone_are_those_of_the_step(model_type):
+    """PyTorch's own count of the FLOPs of what is repeated equals ours of the training step."""
+    run = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, compile=False, seed=1)
+    c = ModelConfig(model_type, block_size=7, n_layer=2, n_embd=12, vocab_size=31)
+    alone, step = steps.train_matmuls(c, 3, run), steps.train(c, 3, run)
+    with FlopCounterMode(display=False) as counter:
+        alone.call()
+    assert counter.get_total_flops() == alone.flops == step.flops
 
 
 def test_bytes_of_a_sampled_token_are_those_of_weights_and_cache(run):
