@@ -114,7 +114,7 @@ def toeplitz_product(w, taps):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# sampling
+# few rows: sampling, search
 
 def linear_of_few_rows(x, weight, bias=None):
     """F.linear: x (..., C), weight (N, C), bias (N) -> (..., N). On a CPU, a product of one row, or of a few,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from common import autocast
 from configurator import fail
+from fast import linear_of_few_rows
 from runs import load_model
 
 POOLINGS = ("mean", "last", "second_to_last")
@@ -236,14 +237,15 @@ def baseline_scores(name, queries, passages):
     return embedding_scores(lambda texts: model.encode(texts, normalize_embeddings=True), queries, passages)
 
 
-def best_passages(query, passages, k, block=65536):
-    """(scores, indices) of the k of passages (P, C) that are nearest to a query (C,), in blocks of memory."""
+def best_passages(queries, passages, k, block=65536):
+    """(scores, indices), each (Q, k), of the k of passages (P, C) that are nearest to each of queries (Q, C),
+    best first; the scores of `block` passages are in memory at a time."""
     scores, indices = [], []
     for start in range(0, len(passages), block):
-        part = torch.as_tensor(passages[start:start + block]) @ query
-        top = part.topk(min(k, len(part)))
+        part = linear_of_few_rows(queries, torch.as_tensor(passages[start:start + block]))   # (Q, block)
+        top = part.topk(min(k, part.size(1)))
         scores.append(top.values)
         indices.append(top.indices + start)
-    scores, indices = torch.cat(scores), torch.cat(indices)
-    top = scores.topk(min(k, len(scores)))
-    return top.values, indices[top.indices]
+    scores, indices = torch.cat(scores, dim=1), torch.cat(indices, dim=1)
+    top = scores.topk(min(k, scores.size(1)))
+    return top.values, indices.gather(1, top.indices)

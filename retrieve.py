@@ -123,7 +123,8 @@ if query:
         e = encoder.encode(texts)
         with replacing(index_path) as f:
             np.savez(f, e=e)
-    for score, i in zip(*best_passages(torch.from_numpy(encoder.encode(query)), torch.from_numpy(e), top)):
+    scores, found = best_passages(torch.from_numpy(encoder.encode([query])), torch.from_numpy(e), top)
+    for score, i in zip(scores[0], found[0]):
         print(f"{score:.3f}  " + texts[i].replace("\n", "\n       "), end="\n\n")
     raise SystemExit(0)
 
@@ -227,7 +228,7 @@ def nearest_wrong():
     """For each training query the passage that the model of hard_from puts first among the wrong ones."""
     encoder, _ = load_encoder(hard_from, device, dtype)
     q, p = (torch.from_numpy(encoder.encode(texts)) for texts in (train_queries, train_passages))
-    nearest = (best_passages(e, p, 2)[1].tolist() for e in q)
+    nearest = torch.cat([best_passages(part, p, 2)[1] for part in q.split(64)]).tolist()  # 64: for the memory
     return [second if first == right else first for (first, second), right in zip(nearest, train_gold)]
 
 

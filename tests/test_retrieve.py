@@ -359,11 +359,14 @@ def test_a_rank_beyond_ten_counts_nothing():
 
 
 def test_search_in_blocks_is_search():
-    passages, query = torch.randn(50, C, generator=torch.Generator().manual_seed(3)), torch.ones(C)
-    scores, indices = best_passages(query, passages, 7, block=8)
-    assert indices.tolist() == (passages @ query).argsort(descending=True)[:7].tolist()
-    torch.testing.assert_close(scores, (passages @ query)[indices])
-    assert len(best_passages(query, passages[:3], 7)[1]) == 3
+    """For one query and for several, a last block that is not full, and fewer passages than asked for."""
+    queries, passages = torch.randn(55, C, generator=torch.Generator().manual_seed(3)).split([5, 50])
+    for few in queries, queries[:1]:
+        scores, indices = best_passages(few, passages, 7, block=8)
+        expected, order = (few @ passages.T).sort(descending=True)
+        assert torch.equal(indices, order[:, :7])
+        torch.testing.assert_close(scores, expected[:, :7])
+        assert best_passages(few, passages[:3], 7)[1].shape == (len(few), 3)
 
 
 # ------------------------------------------------------------------------------------------------------------
