@@ -128,9 +128,13 @@ if __name__ == "__main__":
             before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            step = STEPS[kind](c, B, run)
-            for _ in range(warm_up):
-                step.call()
+            try:
+                step = STEPS[kind](c, B, run)
+                for _ in range(warm_up):
+                    step.call()
+            except torch.OutOfMemoryError:
+                print(f"{kind:17} {name:16} T {T:5} B {B:3}  out of memory", flush=True)
+                continue
             memory = (torch.cuda.max_memory_allocated() - before) / 2 ** 20 if device.type == "cuda" else None
             calls.append(step.call)
             group.append(dict(what=kind, model=name, T=T, B=B, unit=step.unit, items=step.items,
@@ -152,12 +156,14 @@ if __name__ == "__main__":
         if profile_path:
             operations += [dict(what=row["what"], model=row["model"], T=T, B=B) | found
                            for row, call in zip(group, calls) for found in profile(call)]
-        del step, calls  # or a sampling generator would outlive the interpreter, which complains
-    if len(set(block_sizes)) > 2:
-        for kind, name, B in itertools.product(what, models, batch_sizes):
-            line = [row for row in rows if (row["what"], row["model"], row["B"]) == (kind, name, B)]
+        step = calls = None  # or a sampling generator would outlive the interpreter, which complains
+    for kind, name, B in itertools.product(what, models, batch_sizes):
+        line = [row for row in rows if (row["what"], row["model"], row["B"]) == (kind, name, B)]
+        if len({row["T"] for row in line}) > 2:
             fit = linear_regression([log(row["T"]) for row in line], [log(row["ms"]) for row in line])
             print(f"{kind:17} {name:16} B {B:3}  time grows as T to the power of {fit.slope:.2f}")
+    if not rows:
+        fail("nothing of it fits into memory: lower --batch_sizes or --block_sizes", status=1)
     if json_path:
         with replacing(json_path, "w") as f:
             used = dict(device=str(device), dtype=str(dtype), torch=torch.__version__)

@@ -84,6 +84,22 @@ def test_growth_and_rows_are_written(run):
                                                     for what in ("mix_dense", "mix")]
 
 
+def test_what_does_not_fit_into_memory_is_left_out(run, monkeypatch):
+    """A line says so, and the others are measured; if there are none, that is an error of one line."""
+    def hungry(c, B, run, train=steps.train):
+        if c.model_type == "llama" or B > 2:
+            raise torch.OutOfMemoryError
+        return train(c, B, run)
+    monkeypatch.setitem(steps.STEPS, "train", hungry)
+    status, out, _ = run("bench.py", *SMALL, "--block_sizes=8", "--batch_sizes=2,3", "--csv_path=speed.csv")
+    assert status == 0 and out.count("out of memory") == 3
+    with open("speed.csv", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f.read().splitlines()[1:]))
+    assert [(row["model"], row["B"]) for row in rows] == [("mixer", "2")]
+    status, out, err = run("bench.py", *SMALL, "--batch_sizes=3")
+    assert status == 1 and err.count("\n") == 1 and "nothing of it fits" in err
+
+
 def test_profile_names_the_operations(run):
     """Of a step: shares below 1, the largest first, a matmul among them."""
     arguments = "--models=mixer", "--block_sizes=8", "--profile_path=profile.csv"
