@@ -149,7 +149,7 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
         fail(f"no file {pairs}, and no such set of pairs: {', '.join(['python', 'python_more', *HUB])}, or "
              "owner/name on the hub")
     name = dataset if dataset != "python" else re.sub(r"[^\w.-]", "_", name) + "_pairs"
-    folder, counts = os.path.join(os.path.expanduser(data_dir), name), {"train": 0, "val": 0}
+    folder, counts = os.path.join(data_dir, name), {"train": 0, "val": 0}
     with replacing_folder(folder, FILES) as temporary:
         with (open(f"{temporary}/train.jsonl", "w", encoding="utf-8", newline="\n") as train,
               open(f"{temporary}/val.jsonl", "w", encoding="utf-8", newline="\n") as val):

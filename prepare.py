@@ -170,7 +170,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
     if not re.fullmatch(r"\w[\w.-]*", dataset):
         fail(f"dataset {dataset!r} names a folder: use letters, digits, dots, - and _")
 
-    folder = os.path.join(os.path.expanduser(data_dir), dataset)
+    folder = os.path.join(data_dir, dataset)
     with replacing_folder(folder, FILES) as temporary:
         try:
             meta = {"name": dataset, "source": source, "options": options}
