@@ -15,6 +15,7 @@ import tiktoken
 import documents
 import prepare as module
 from config_file import read_settings
+from configurator import configure
 from dataset import build_tokenizer, load_meta, load_tokens
 from documents import HUB, choose_side, first_mb, read_text, split_documents, split_python
 from prepare import make_tokenizer, prepare
@@ -312,12 +313,13 @@ def test_formats_give_the_same_files(run, tmp_path):
     assert all(result == results["txt.txt"] for result in results.values())
 
 
-def test_home_folder_is_expanded(run, tmp_path, monkeypatch):
-    """~ stands for the home folder, in --input and --data_dir."""
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    """~ stands for the home folder, in --input and --data_dir of the command line."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write(tmp_path / "my text.txt", "to be or not to be\n" * 20)
-    run(input="~/my text.txt", data_dir="~/sets", tokenizer="byte")
+    settings = configure(["--input=~/my text.txt", "--data_dir=~/sets", "--tokenizer=byte"], module.__file__)
+    prepare(**{key: settings[key] for key in inspect.signature(prepare).parameters})
     assert decoded(tmp_path / "sets/my_text", "val")[0].endswith("not to be")
 
 
