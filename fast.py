@@ -122,10 +122,10 @@ def linear_of_few_rows(x, weight, bias=None):
     (N, C), parts = weight.shape, math.gcd(len(weight), 8)
     if not x.is_cpu or x.numel() > FEW_ROWS * C or matmul_dtype(x) != torch.float32:
         return F.linear(x, weight, bias)
-    W, rows = weight.view(parts, -1, C), x.reshape(-1, C)                                 # (8, N/8, C)
+    W, rows = weight.view(parts, -1, C), x.reshape(-1, C)                   # (parts, N/parts, C), (rows, C)
     if len(rows) <= 4 and not torch.compiler.is_compiling():  # reads the weights twice as fast from memory
         y = (W @ rows.T.expand(parts, C, -1)).view(N, -1).T                               # (rows, N)
     else:
-        y = (rows.expand(parts, -1, C) @ W.mT).transpose(0, 1)                            # (rows, 8, N/8)
+        y = (rows.expand(parts, -1, C) @ W.mT).transpose(0, 1)                    # (rows, parts, N/parts)
     y = y.reshape(*x.shape[:-1], N)
     return y if bias is None else y + bias

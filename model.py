@@ -90,7 +90,7 @@ class ModelConfig:
 
 class Cache:
     """What the layers remember of the tokens they have seen, so that one more token costs one more row of
-    work: attention keeps its keys and values, a masked convolution its inputs."""
+    work: attention keeps its keys and values, a masked convolution its inputs, in the dtype of its matmul."""
 
     def __init__(self, block_size):
         self.block_size = block_size
