@@ -1,24 +1,123 @@
 """
-Settings of a script: the defaults at its top, then config files, then --key=value; later wins.
+Settings of a script: the defaults at its top, then config files, then --key=value; later ones win.
 
     python train.py config/mixer_tiny.py --max_iters=100 --compile=false
-    python train.py --help                     # every key, its default and what it means
+    python train.py --help                     # every key, its default, its range and what it means
 
-What a config file holds: config_file.py.
+The defaults stand between `# defaults` and `# end of defaults`; a config file holds nothing else. Both are read as
+data and never executed: lines `key = value  # comment`, where a value is a literal or arithmetic on literals, such
+as `5e-4`, `32 * 1024`, `"text"` or `[8, 9]`. The comment of a default begins with what it accepts: an interval,
+`[0, 1)`, for every number, or choices, `adamw | muon:`, for a text that is one of a few.
 """
 import ast
+import contextlib
 import difflib
+import math
+import operator
 import os
+import re
 import sys
-from contextlib import suppress
+import textwrap
+from collections import namedtuple
+from types import SimpleNamespace
 
-from config_file import MALFORMED, evaluate, read_settings
+ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+              ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
+MAX_CHARS = 100_000  # a longer file is refused, so that a hostile one cannot take long to read
+MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # what such text can raise
+INTERVAL = re.compile(r"([\[(])(\S+), (\S+?)([\])])")
+CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?::|$)")
+HERE = os.path.dirname(os.path.abspath(__file__))
+Setting = namedtuple("Setting", "value types comment")  # types: the names of the types it takes, ["float", "str"]
 
 
-def fail(message, status=2):
-    """End the program with one line on stderr: status 2 for bad input, 1 for a failure while running."""
-    print("error:", *str(message).splitlines(), file=sys.stderr)
-    raise SystemExit(status)
+# ------------------------------------------------------------------------------------------------------------
+# reading settings
+
+
+def evaluate(node):
+    """The value of an expression of literals, lists, dicts and + - * / // on numbers. Raises ValueError."""
+    match node:
+        case ast.Name(id="true" | "false"):
+            return node.id == "true"
+        case ast.Constant(value=bool() | int() | float() | str() | None):
+            return node.value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [evaluate(item) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
+            return {key.value: evaluate(value) for key, value in zip(keys, values)}
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in ARITHMETIC:
+            operands = [evaluate(operand)]
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in ARITHMETIC:
+            operands = [evaluate(left), evaluate(right)]
+        case _:
+            raise ValueError("a value is a literal or arithmetic on literals, and text stands in quotes")
+    if any(type(x) not in (int, float) for x in operands):  # a text times a million is not arithmetic
+        raise ValueError("only numbers can be calculated with")
+    return ARITHMETIC[type(op)](*operands)
+
+
+def read_text(path):
+    """The text of a file of settings. Raises ValueError, naming it, if it cannot be read."""
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as f:
+            text = f.read(MAX_CHARS + 1)
+    except OSError as e:
+        raise ValueError(f"config file {path}: {e.strerror.lower()}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file in UTF-8") from None
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"{path}: longer than {MAX_CHARS} characters")
+    return text
+
+
+def read_setting(node, block):
+    """(key, Setting) of the syntax tree of a line `key = value  # comment` of the text `block`."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=key)]):
+            annotation = None
+        case ast.AnnAssign(target=ast.Name(id=key), annotation=annotation, value=ast.expr()):
+            pass
+        case _:
+            raise SyntaxError
+    value = evaluate(node.value)
+    if annotation:
+        types = ast.unparse(annotation).split(" | ")
+    elif type(value) is list and value:
+        types = [f"list[{type(value[0]).__name__}]"]
+    else:
+        types = [type(value).__name__]
+    last_line = block.split("\n")[node.end_lineno - 1].encode()  # offsets count bytes
+    comment = last_line[node.end_col_offset:].decode().strip("# ")
+    return key, Setting(value, types, comment)
+
+
+def read_settings(path):
+    """{key: Setting} of a config file, or of the defaults in a script.
+
+    Raises ValueError, naming file and line, where a line is not `key = value`.
+    """
+    lines = read_text(path).split("\n")
+    marks = [i for i, line in enumerate(lines) if re.match(" *# (end of )?defaults", line)]
+    first, last = marks or (0, len(lines))
+    block = textwrap.dedent("\n".join(lines[first:last]))
+    settings, line = {}, 0
+    try:
+        for node in ast.parse(block).body:
+            line = node.lineno
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if not docstring:
+                key, setting = read_setting(node, block)
+                settings[key] = setting
+    except MALFORMED as e:
+        line = getattr(e, "lineno", None) or line
+        reason = str(e) if type(e) is ValueError else "not a line `key = value`"
+        raise ValueError(f"{path}, line {first + line}: {reason}" if line else f"{path}: {reason}") from None
+    return settings
+
+
+# ------------------------------------------------------------------------------------------------------------
+# changing them
 
 
 def parse(text, kind):
@@ -29,13 +128,13 @@ def parse(text, kind):
         if kind == "list[str]":
             return [item.strip() for item in text.split(",") if item.strip()]
         text = f"[{text}]"
-    with suppress(*MALFORMED):
+    with contextlib.suppress(*MALFORMED):
         return evaluate(ast.parse(text.strip(), mode="eval").body)
-    return text  # no literal: text after all, which some keys take besides
+    return text  # no literal, so it is text, which some keys take besides
 
 
 def convert(value, kind):
-    """The value as the type named kind, such as list[float]; an int is fine for a float. Or TypeError."""
+    """The value as the type named kind, such as list[float]; an int serves as a float. Raises TypeError."""
     if kind.startswith("list[") and type(value) is list:
         return [convert(item, kind[5:-1]) for item in value]
     if type(value).__name__ not in (kind, "int" if kind == "float" else kind):
@@ -43,45 +142,114 @@ def convert(value, kind):
     return float(value) if kind == "float" else value
 
 
+def accepts(comment, value):
+    """Whether a value lies in the interval, or is one of the choices, that a comment begins with."""
+    if isinstance(value, list):
+        return all(accepts(comment, item) for item in value)
+    if isinstance(value, str):
+        choices = CHOICES.match(comment)
+        return value in choices[1].split(" | ") if choices else value == "auto" or not INTERVAL.match(comment)
+    if isinstance(value, (bool, dict)) or not (interval := INTERVAL.match(comment)):
+        return True
+    opening, low, high, closing = interval.groups()
+    low, high = float(low), float(high)
+    if isinstance(value, int) and abs(value) >= 2 ** 63 or math.isnan(value):
+        return False
+    return (low <= value if opening == "[" else low < value) and (value <= high if closing == "]" else value < high)
+
+
 def changes(argv, settings):
-    """(what to name in an error, key, value) of each setting that the arguments make, from left to right."""
+    """(its name in an error, key, value) of each setting that the arguments make, from left to right."""
     for argument in argv:
         key, equals, text = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and equals:
             yield f"--{key}", key, parse(text, settings[key].types[0] if key in settings else "str")
         elif argument.startswith("-"):
-            fail(f"{argument}: write --key=value; --help lists the keys")
+            raise ValueError(f"{argument}: write --key=value; --help lists the keys")
         else:
             for key, setting in read_settings(argument).items():
                 yield f"{argument}: {key}", key, setting.value
 
 
+def convert_setting(where, setting, value):
+    """The value of a setting, converted to its type and checked against its range. Raises ValueError."""
+    for kind in setting.types:
+        with contextlib.suppress(TypeError):
+            value = convert(value, kind)
+            break
+    else:
+        raise ValueError(f"{where} takes {' or '.join(setting.types)}, not {value!r:.60}")
+    if not accepts(setting.comment, value):
+        if isinstance(value, int) and abs(value) >= 2 ** 63:
+            raise ValueError(f"{where} is too large: {value!r:.60}")
+        choices = CHOICES.match(setting.comment)
+        accepted = f"one of {choices[1]}" if choices else f"in {INTERVAL.match(setting.comment)[0]}"
+        raise ValueError(f"{where} must be {accepted}; got {value!r:.60}")
+    return value
+
+
+def read_defaults(*sources):
+    """{key: Setting} of the defaults in the files `sources`, named relative to this one's folder; the first counts."""
+    settings = {}
+    for name in sources:
+        settings = settings | read_settings(os.path.join(HERE, name)) | settings
+    return settings
+
+
 def configure(argv, *sources):
     """Settings of a script as a dict {key: value}.
 
-    argv: config files and --key=value. sources: files whose defaults count (the script, model.py).
-    In paths, the keys in _dir and _path, ~ is the home folder, which shells leave to us behind a =.
-    --help prints the keys and exits; a wrong argument ends with one line and status 2.
+    argv: config files and --key=value. sources: the files whose defaults count, such as "train.py", "model.py".
+    In paths, which are the keys in _dir and _path, ~ becomes the home folder, since shells leave it alone behind
+    a =. Raises ValueError, naming the argument, for one that is wrong.
     """
-    settings = {key: setting for path in sources for key, setting in read_settings(path).items()}
-    if "--help" in argv or "-h" in argv:
-        with open(sources[0], encoding="utf-8") as f:
-            print(ast.get_docstring(ast.parse(f.read())), end="\n\n")
-        print(*(f"  --{key}={s.value}".ljust(34) + f" {s.comment}" for key, s in settings.items()), sep="\n")
-        raise SystemExit(0)
+    settings = read_defaults(*sources)
     config = {key: setting.value for key, setting in settings.items()}
+    for where, key, value in changes(argv, settings):
+        if key not in config:
+            near = difflib.get_close_matches(key, config, n=1)
+            raise ValueError(f"{where} is no setting; " + (f"did you mean {near[0]}?" if near else "--help lists them"))
+        config[key] = convert_setting(where, settings[key], value)
+    for key, value in config.items():
+        if key.endswith(("_dir", "_path")):
+            config[key] = os.path.expanduser(value)
+    return config
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the entry of a script
+
+
+def fail(message, status=2):
+    """End the program with one line on stderr: status 2 for bad input, 1 for a failure while running."""
+    print("error:", *str(message).splitlines(), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def print_help(script, *more):
+    """Print the docstring of a script, and every key with its default and its comment."""
+    print(ast.get_docstring(ast.parse(read_text(os.path.join(HERE, script)))), end="\n\n")
+    for key, setting in read_defaults(script, *more).items():
+        print(f"  --{key}={setting.value}".ljust(34), setting.comment)
+
+
+def run_script(main, *sources):
+    """Run main(settings) with the settings of the command line; an error becomes one line and an exit status.
+
+    The settings are attributes: settings.batch_size. `python -X dev script.py` shows the traceback of an error.
+    """
+    sys.stdout.reconfigure(errors="replace")  # a console that cannot show a character must not end a run
     try:
-        for where, key, value in changes(argv, settings):
-            if key not in config:
-                near = [f"did you mean {near}?" for near in difflib.get_close_matches(key, config, n=1)]
-                fail(f"{where} is no setting; {(near or ['--help lists them'])[0]}")
-            for kind in settings[key].types:
-                with suppress(TypeError):
-                    config[key] = convert(value, kind)
-                    break
-            else:
-                fail(f"{where} takes {' or '.join(settings[key].types)}, not {value!r:.60}")
-    except ValueError as e:
-        fail(e)
-    return {key: os.path.expanduser(value) if key.endswith(("_dir", "_path")) else value
-            for key, value in config.items()}
+        if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+            return print_help(*sources)
+        main(SimpleNamespace(**configure(sys.argv[1:], *sources)))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+    except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as e:
+        if sys.flags.dev_mode:
+            raise
+        missing = f"{e.name} is not installed: pip install {e.name}" if isinstance(e, ModuleNotFoundError) else e
+        fail(missing, status=2 if isinstance(e, (ValueError, FileNotFoundError)) else 1)

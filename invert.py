@@ -1,308 +1,349 @@
 """
 Input inversion: how much of its input does a model keep? (arXiv 2409.01482, on input representation)
 
-    python invert.py --out_dir=out/mixer_tiny                    # a checkpoint, on windows of its dataset
+    python invert.py --out_dir=out/mixer_tiny                    # a finished run, on windows of its dataset
     python invert.py --out_dir=out/mixer_tiny --methods=exact --start="import os, sys"
     python invert.py --compare=out/mixer_tiny,out/llama_tiny --layers=each --windows=16,32,64,128
     python invert.py config/invert_untrained.py --n_embd=512     # fresh models of any kind and size
-    python invert.py config/invert_table.py                      # the README's table; --quick=true: a taste
+    python invert.py config/invert_table.py                      # the table in results/; --quick=true: a taste
 
-Given hidden states alone, descent looks for an input that has them; the Hamming metric is the share of tokens
-that do not come back. That says how easily an input is found; `exact`, which tries tokens, says whether it is
-there at all. Into out_dir go invert.csv, .json and .png, and of several runs efficiency.png: do those that
-keep their input learn faster?
+From the hidden states of a prompt alone, descent looks for an input that has them. The columns hamming_* are the shares
+of tokens that do not come back: top1 and top5 decode the input by the pseudo-inverse of the embedding, as the paper
+does; nearest takes the nearest embedding, which often recovers more, so read both. Descent shows how easily an input is
+found; the method `exact`, which tries tokens, shows whether it is there at all. distance lies between the states found
+and those of the prompt. Compare it with shifted_distance, as in the author's code: the distance after adding
+0.05 N(0, 1) to the prompt's embeddings, whatever their scale. Into out_dir go invert.csv, invert.json, invert.png and,
+with --compare, efficiency.png: do models that keep their input learn faster?
 """
-import csv
 import itertools
 import json
 import os
-import re
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, fields
 from glob import glob
-from statistics import correlation, fmean, pstdev
+from statistics import fmean, pstdev
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
-import torch.nn as nn
+from torch.nn.utils.rnn import pad_sequence
 
-from common import autocast, choose_device, choose_dtype, read_prompt, replacing
-from configurator import configure, fail
-from dataset import build_tokenizer, load_meta, load_tokens, validation_windows
-from figures import save_figure
-from inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
-                       recover_exactly)
+from configurator import configure, run_script
+from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt, validation_windows
+from lib.device import autocast, setup
+from lib.inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
+                           recover_exactly)
+from lib.plots import best_shares, plot_efficiency, plot_inversion, rank_correlation
+from lib.runs import build_config, load_checkpoint, load_model, make_folder, read_log, replacing, train_run, write_rows
 from model import LanguageModel, ModelConfig
-from runs import load_checkpoint, load_model, train_run
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
 out_dir = "out/mixer_tiny"   # folder of the run, and of the results
 compare: list[str] = []      # folders of several runs, instead of the one in out_dir; "out/tiny/*" is many
-models: list[str] = []       # fresh models instead of runs: mixer,llama; their sizes are ModelConfig's keys
-embd_stds: list[float] = []  # each of them with each of these embd_std
-inits: list[str] = []        # and with each of these init
-train_tokens = 0             # above 0: each also trained on so many tokens, as a run inside out_dir
-methods = ["gd", "adam"]     # gd: the paper's | adam: in units of the embedding's std | exact: by trying
-lrs = [0.02, 0.2, 2.0]       # step sizes of gd at the start; they fall to a tenth
-adam_lrs = [0.1]             # those of adam, times the standard deviation of the embedding
-steps = 500                  # of descent
-metric = "l1"                # l1 | l2 | cosine, summed over positions
-last_n = 0                   # 0: the states of all positions are matched; n: only those of the last n
-layers = ["all"]             # and after which blocks: all | each: one by one | 1,3 | norm: the final norm
-windows: list[int] = []      # T, tokens a prompt: 16,64; none: block_size
+models: list[str] = []       # fresh models instead of runs: mixer,llama; ModelConfig's keys give their size
+embd_stds: list[float] = []  # (0, inf) each fresh model is built with each of these values of embd_std
+inits: list[str] = []        # auto | torch | normal: and with each of these values of init
+train_tokens = 0             # [0, inf) above 0, each is also trained on this many tokens, as a run inside out_dir
+methods = ["gd", "adam"]     # gd | adam | exact: the paper's descent, Adam scaled to the embedding, trying tokens
+lrs = [0.02, 0.2, 2.0]       # (0, inf) initial step sizes of gd; they fall to a tenth
+adam_lrs = [0.1]             # (0, inf) those of adam, in units of the embedding's standard deviation
+steps = 500                  # [1, inf) steps of descent
+metric = "l1"                # l1 | l2 | cosine: the distance between states, summed over positions
+last_n = 0                   # [0, inf) match the states of the last n positions only; 0: of all positions
+layers = ["all"]             # match them after these blocks: all, each (one by one), 1,3 or norm (the final norm)
+windows: list[int] = []      # [1, inf) T: tokens in a prompt, 16,64; none: block_size
 start = ""                   # text of the prompts, or FILE:path; empty: validation windows of the dataset
-n_prompts = 4                # how many prompts
-dataset = ""                 # folder in data_dir; empty: what the run was trained on, "python" if fresh
-data_dir = "data"            # where datasets are
-seed = 1337                  # of the descent's start, and of the weights of fresh models
-seeds = 1                    # so many, from seed on
-batch_size = 64              # rows (prompts times step sizes) that descend together
-show = 1                     # prompts whose recovered text is printed
-resume = False               # keep the rows of out_dir/invert.json and compute what is missing
-quick = False                # of fresh models: mixer and llama, one seed and init, into out_dir + "_quick"
-device = "auto"              # auto | cpu | cuda | cuda:1 | mps
-dtype = "float32"            # auto | float32 | bfloat16 | float16, of the matmuls in descent
+n_prompts = 4                # [1, inf) number of prompts
+dataset = ""                 # folder in data_dir; empty: that of the run, "python" for fresh models
+data_dir = "data"            # folder of the datasets
+seed = 1337                  # [0, 1e12] draws the noise where descent starts, and the weights of fresh models
+seeds = 1                    # [1, 1000] number of seeds, from `seed` on
+batch_size = 64              # [1, inf) rows (prompts times step sizes) that descend together
+show = 1                     # [0, inf) prompts whose recovered text is printed
+resume = False               # keep the rows of out_dir/invert.json and compute those that are missing
+quick = False                # only a fresh mixer and llama, one seed and init each, into out_dir + "_quick"
+device = "auto"              # auto, cpu, cuda, cuda:1 or mps
+dtype = "float32"            # auto | float32 | bfloat16 | float16: number format of the matmuls in descent
+fast = True                  # faster equals of four functions of model.py (lib/fast.py)
 # end of defaults
 
-COLUMNS = ("model,trained,embedding_std,seed,method,lr,metric,matched,layer,T,"  # these ten tell rows apart
-           "hamming_top1,hamming_top5,hamming_nearest,distance,shifted_distance,seconds").split(",")
-FREE = ("out_dir compare models embd_stds inits methods layers windows seed seeds batch_size show resume "
-        "device").split()  # settings that may change when rows are kept
-TRAINING = dict(batch_size=32, learning_rate=4e-3, warmup_iters=100, max_iters=0, eval_interval=200,
-                eval_iters=5, log_interval=100, sample_tokens=0)  # of fresh models, besides train_tokens
+KEYS = "model trained embedding_std seed method lr metric matched layer T".split()  # these tell rows apart
+SCORES = "hamming_top1 hamming_top5 hamming_nearest distance shifted_distance".split()
+COLUMNS = [*KEYS, *SCORES, "seconds"]
+FREE = ("out_dir compare models embd_stds inits methods layers seed seeds batch_size show resume "
+        "device").split()  # settings that may differ between the rows of one table
+TRAINING = dict(batch_size=32, learning_rate=4e-3, warmup_iters=100, max_iters=0, eval_interval=200, eval_iters=5,
+                log_interval=100, sample_tokens=0)  # of fresh models; the other settings are train.py's defaults
+BRACKETS, COLOURS = ("{}", "[{}]"), ("\033[32m{}\033[0m", "\033[31m{}\033[0m")  # around right and wrong tokens
 
 
-def check(key, items, choices):
-    """Ends the program if one of the items is none of the choices."""
-    for item in items:
-        if item not in choices:
-            fail(f"{key}: {item!r} is out of range; possible: {', '.join(choices)}")
+class Subject(NamedTuple):
+    """A model to invert, and the prompts."""
+    columns: dict          # the first columns of its rows: model, trained, embedding_std, seed
+    config: ModelConfig
+    checkpoint: str        # a path, where train.py is to put it if the model is fresh; "" for an untrained model
+    dataset: str           # folder
+    meta: dict             # of the dataset, with its tokenizer
+    prompts: torch.Tensor  # (B, T), padded with -1
 
 
-def mark(tokens, truth, tokenizer):
-    """Text of tokens on one line, those that are not the true ones [in brackets]."""
-    texts = [tokenizer.decode_single_token_bytes(token).decode(errors="replace") for token in tokens]
-    return repr("".join(f"[{text}]" if a != b else text for text, a, b in zip(texts, tokens, truth)))
+def cut_prompts(block_size, folder, meta, args):
+    """Prompts (B, T), padded with -1, of the text `start` or of the validation split; T is the longest window."""
+    text = read_prompt(args.start)
+    if args.start and not text:
+        raise ValueError(f"no prompt: {args.start.removeprefix('FILE:')} is empty")
+    ids = build_tokenizer(meta).encode_ordinary(text) if text else load_tokens(folder, "val", meta)
+    longest = min(block_size, len(ids) if text else len(ids) - 1)
+    T = max(args.windows or [longest])
+    if T > longest:
+        raise ValueError(f"windows can have 1 to {longest} tokens, by block_size and the text; got {args.windows}")
+    starts = range(0, len(ids), T) if text else validation_windows(len(ids), T, args.n_prompts)
+    pieces = [torch.tensor([int(token) for token in ids[i:i + T]]) for i in starts[:args.n_prompts]]
+    return pad_sequence(pieces, batch_first=True, padding_value=-1)
+
+
+def fresh_models(args):
+    """Yield the Subjects of `models`, `embd_stds` and `inits` for each seed: untrained, and trained if train_tokens."""
+    folder = os.path.join(args.data_dir, os.path.expanduser(args.dataset or "python"))
+    meta = load_meta(folder)
+    prompts = cut_prompts(args.block_size, folder, meta, args)
+    seeds = range(args.seed, args.seed + args.seeds)
+    for name, std, init, seed in itertools.product(args.models, args.embd_stds or [args.embd_std],
+                                                   args.inits or [args.init], seeds):
+        config = build_config(vars(args) | dict(model_type=name, embd_std=std, init=init), meta["vocab_size"])
+        columns = dict(model=f"{name} init={config.init}", trained="no", embedding_std=config.embd_std, seed=seed)
+        yield Subject(columns, config, "", folder, meta, prompts)
+        own_init = config.init == ModelConfig(model_type=name).init
+        if args.train_tokens and (seed == args.seed or own_init):  # all would take twice as long
+            path = os.path.join(args.out_dir, f"{name}_{config.init}_{config.embd_std:g}_{seed}", "ckpt.pt")
+            yield Subject(columns | dict(trained="yes"), config, path, folder, meta, prompts)
+
+
+def saved_models(args):
+    """Yield the Subjects of the runs in `compare`, or in out_dir, for each seed. Prints if a dataset has changed."""
+    runs = []
+    for pattern in map(os.path.expanduser, args.compare or [args.out_dir]):
+        matches = [] if os.path.isdir(pattern) else sorted(filter(os.path.isdir, glob(pattern)))
+        runs += matches or [pattern]
+    for run in dict.fromkeys(map(os.path.normpath, runs)):  # each once
+        checkpoint = load_checkpoint(run)
+        config = ModelConfig(**checkpoint["model_config"])
+        own, used = checkpoint["config"]["dataset"], checkpoint["meta"]
+        folder = os.path.join(args.data_dir, os.path.expanduser(args.dataset or own))
+        meta = used if args.start else load_meta(folder)
+        changed = args.dataset in ("", own) and meta["crc32"] != used["crc32"]
+        since = f"has changed since {run} was trained" if changed else f"is not what {run} was trained on"
+        if meta["ranks"] != used["ranks"]:
+            raise ValueError(f"{folder} {since}, and has another tokenizer: choose another --dataset or give a --start")
+        if changed:
+            print(f"{folder} {since}: its validation text may be known to the model")
+        prompts = cut_prompts(config.block_size, folder, meta, args)
+        for seed in range(args.seed, args.seed + args.seeds):
+            columns = dict(model=run, trained="yes", embedding_std=config.embd_std, seed=seed)
+            yield Subject(columns, config, os.path.join(run, "ckpt.pt"), folder, meta, prompts)
+
+
+def plan(subject, args):
+    """The first columns of a Subject's rows: one dict per method, layer and T. Raises ValueError."""
+    n_layer = subject.config.n_layer
+    if "exact" in args.methods and (args.last_n or not subject.config.causal):
+        raise ValueError("exact needs a causal model, and the states of all positions: --last_n=0")
+    each = list(range(1, n_layer + 1))
+    depths = {str(n): [n] for n in each} | {"all": [n_layer], "each": each, "norm": ["norm"]}
+    layers = []
+    for item in args.layers:
+        if item not in depths:
+            raise ValueError(f"layers: {item!r} is out of range; possible: {', '.join(depths)}")
+        layers += depths[item]
+    lengths = args.windows or [subject.prompts.size(1)]
+    combinations = itertools.product(args.methods, layers, lengths)
+    return [subject.columns | dict(method=method, layer=layer, T=T) for method, layer, T in combinations]
+
+
+def prepare_model(subject, args, device):
+    """The model of a Subject, without gradients; a fresh one is first trained by train.py if it is to be."""
+    seed = subject.columns["seed"]
+    if args.models and subject.checkpoint:
+        settings = configure([], "train.py", "model.py") | TRAINING | asdict(subject.config)
+        settings |= dict(max_tokens=args.train_tokens, dataset=os.path.expanduser(args.dataset or "python"),
+                         data_dir=args.data_dir, device=str(device), fast=args.fast, seed=seed)
+        del settings["vocab_size"], settings["out_dir"]
+        train_run(os.path.dirname(subject.checkpoint), **settings)
+    torch.manual_seed(seed)
+    model = load_model(subject.checkpoint)[0] if subject.checkpoint else LanguageModel(subject.config)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def find_inputs(model, idx, columns, sizes, args, dtype):
+    """Find inputs (n_lr, B, T, C) with the hidden states of idx (B, T); returns also the counts of `exact`'s tries."""
+    layer, method = columns["layer"], columns["method"]
+    if method == "exact":
+        results = [recover_exactly(model, ids[ids >= 0], layer) for ids in idx]
+        embeddings = [model.wte.weight[tokens] for tokens, _ in results]
+        return pad_sequence(embeddings, batch_first=True)[None], [tried for _, tried in results]
+    noise = random_start(*idx.shape, model.config.n_embd, columns["seed"]).to(idx.device)
+    with autocast(idx.device, dtype):
+        return invert(model, idx, noise, method, sizes, args.steps, args.metric, layer, args.last_n,
+                      args.batch_size), []
+
+
+def score(model, pinv, idx, x, columns, sizes, args):
+    """Yield, per step size, its rows and the tokens (B, T) decoded from its inputs in x (n_lr, B, T, C)."""
+    wte, layer = model.wte.weight, columns["layer"]
+    mask, e = matched_positions(idx, args.last_n), model.embed(idx.clamp(min=0))          # (B, T), (B, T, C)
+    target = hidden_states(model, e, layer)                                               # (B, T, C)
+    noise = random_start(*e.shape, columns["seed"] + 1).to(e.device)
+    shifted = distances(hidden_states(model, e + 0.05 * noise, layer), target, mask, args.metric)  # (B,)
+    counted = {"all": mask}
+    if args.last_n:
+        counted = {f"last{args.last_n}:self": mask, f"last{args.last_n}:non-self": (idx >= 0) & ~mask}
+    for lr, y in zip(sizes, x):
+        distance = distances(hidden_states(model, y, layer), target, mask, args.metric)   # (B,)
+        decoded = [decode(row, wte, pinv) for row in y]  # all prompts at once could fill the memory
+        top5, nearest = (torch.stack(tokens) for tokens in zip(*decoded))                 # (B, T, 5), (B, T, 1)
+        if columns["method"] == "exact":
+            top5 = nearest  # an embedding's nearest is itself
+        rows = []
+        for matched, positions in counted.items():
+            if not positions.any():  # prompts of last_n tokens have no other
+                continue
+            shares = [hamming(tokens, idx, positions) for tokens in (top5[..., :1], top5, nearest)]
+            means = [float(f"{value.nanmean():.5g}") for value in (*shares, distance, shifted)]
+            row = columns | dict(lr=lr, metric=args.metric, matched=matched) | dict(zip(SCORES, means))
+            rows.append(row | dict(top1_by_prompt=shares[0][~shares[0].isnan()].tolist()))
+        yield rows, top5[..., 0]
+
+
+def checksums(paths):
+    return {path: crc32(path) for path in paths if os.path.isfile(path)}
+
+
+def kept_rows(path, settings):
+    """The rows in invert.json whose model and text are still the same. Raises ValueError for other settings."""
+    with open(path, encoding="utf-8") as f:
+        saved = json.load(f)
+    if saved["settings"] != settings:
+        raise ValueError(f"{path} was made with other settings: choose another --out_dir, or --resume=false")
+    now = checksums({path for row in saved["rows"] for path in row["made_from"]})
+    rows = [row for row in saved["rows"] if row["made_from"].items() <= now.items()]
+    if len(rows) < len(saved["rows"]):
+        print(f"{len(saved['rows']) - len(rows)} rows of {path} are dropped: their model or text has changed since")
+    return rows
+
+
+def mark(tokens, truth, tokenizer, colour=False):
+    """The text of tokens on one line; wrong ones are in [brackets], or, with colour, red beside green ones."""
+    right, wrong = COLOURS if colour else BRACKETS
+    text = ""
+    for token, true in zip(tokens, truth):
+        piece = tokenizer.decode_single_token_bytes(token).decode(errors="replace")
+        text += (right if token == true else wrong).format(repr(piece)[1:-1])
+    return f"'{text}'"
+
+
+def grouped(rows, *keys):
+    """Group the rows by the values of the keys, as texts: {(value, ...): [row, ...]}."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
+    return groups
 
 
 def format_table(rows):
-    """Lines of an aligned table. Rows that differ in their seed only are one line: Hamming top 1 as mean and
-    standard deviation over n prompts (of all seeds), the rest as means."""
-    keys, groups = [key for key in COLUMNS[:10] if key != "seed"], {}
-    for row in rows:
-        groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
-    lines = [[*keys, "n", "top1", "std", *COLUMNS[11:]]]
-    for key, group in groups.items():
-        top1 = [value for row in group for value in row["top1_by_prompt"]]
-        means = [f"{fmean(row[column] for row in group):.4g}" for column in COLUMNS[11:]]
-        lines.append([*key, str(len(top1)), f"{fmean(top1):.3f}", f"{pstdev(top1):.3f}", *means])
+    """The lines of an aligned table; a line averages all seeds, with top1's standard deviation over n prompts."""
+    keys = [key for key in KEYS if key != "seed"]
+    means = ["hamming_nearest", "hamming_top5", "distance", "shifted_distance", "seconds"]
+    lines = [[*keys, "n", "top1", "std", *(name.removeprefix("hamming_") for name in means)]]
+    for values, group in grouped(rows, *keys).items():
+        top1 = [share for row in group for share in row["top1_by_prompt"]]
+        cells = [f"{fmean(row[name] for row in group):.4g}" for name in means]
+        lines.append([*values, str(len(top1)), f"{fmean(top1):.3f}", f"{pstdev(top1):.3f}", *cells])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
-def plot(rows, path):
-    """Hamming top 1 by layer (longest T) and by T (last layer), a line a model and method, each point at the
-    best of its step sizes."""
-    def draw(axes):
-        for ax, x, other in zip(axes, ("layer", "T"), ("T", "layer")):
-            curves = {}  # {label: {x: {lr: [Hamming of each seed]}}}
-            for row in rows:
-                same = [r[other] for r in rows if r["model"] == row["model"] and r["layer"] != "norm"]
-                if row["layer"] != "norm" and row[other] == max(same):
-                    name = "{model} (trained: {trained}, std {embedding_std}) {method} {matched}"
-                    points = curves.setdefault(name.format(**row), {}).setdefault(row[x], {})
-                    points.setdefault(row["lr"], []).append(row["hamming_top1"])
-            for label, points in curves.items():
-                best = [min(map(fmean, points[at].values())) for at in sorted(points)]
-                ax.plot(sorted(points), best, "o--" if ") adam" in label else "o-", ms=3, label=label)
-            ticks = sorted({at for points in curves.values() for at in points})
-            ax.set(xlabel=x, ylabel="Hamming top 1: share not recovered", ylim=(-0.03, 1.03), xticks=ticks)
-            ax.grid(alpha=0.3)
-        axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(path, draw, ncols=2, figsize=(11, 4.5), sharey=True)
-
-
-def rank(values):
-    """Ranks of values, from 0; equal ones get their mean."""
-    return [fmean(i for i, other in enumerate(sorted(values)) if other == value) for value in values]
-
-
-def plot_efficiency(rows, path):
-    """Does a model that keeps its input learn faster, as the paper proposes (section 4)? A point a run: its
-    last validation loss over the share of tokens that come back at the best step size. Prints the
-    correlation of their ranks for each kind of inversion; of equal shares there is none."""
-    kinds, losses = {}, {}  # {kind: {run: {lr: [Hamming of each seed]}}}, {run: loss}
-    for row in rows:
-        kind = "{method}, {matched}, block {layer}, T {T}".format(**row)
-        by_lr = kinds.setdefault(kind, {}).setdefault(row["model"], {})
-        by_lr.setdefault(row["lr"], []).append(row["hamming_top1"])
-        with open(os.path.join(row["model"], "log.csv"), encoding="utf-8", newline="") as f:
-            losses[row["model"]] = [float(r["val_loss"]) for r in csv.DictReader(f) if r["val_loss"]][-1]
-    shares = {}
-    for kind, runs in kinds.items():
-        shares[kind] = [1 - min(map(fmean, by_lr.values())) for by_lr in runs.values()]
-        ranks = rank(shares[kind]), rank([losses[run] for run in runs])
-        r = f"{correlation(*ranks):.2f}" if min(len(set(of)) for of in ranks) > 1 else "none"
-        print(f"{kind}: rank correlation of share and loss {r}, {len(runs)} runs")
-
-    def draw(ax):
-        for kind, runs in kinds.items():
-            ax.plot(shares[kind], [losses[run] for run in runs], "o", ms=4, label=kind)
-            names = {re.sub(r"_\d+$", "", os.path.basename(run)): (share, losses[run])
-                     for share, run in zip(shares[kind], runs)}  # seeds of a model have one name
-            for name, at in names.items():
-                ax.annotate(name, at, fontsize=5)
-        ax.set(xlabel="share of tokens that come back", ylabel="validation loss, nats a token")
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
-    save_figure(path, draw, figsize=(7, 5))
-
-
-def fresh_models(seeds):
-    """The models of the settings models, embd_stds and inits, with each seed, untrained and trained: a list
-    of (first columns of its rows, ModelConfig, meta, dataset, checkpoint or None)."""
-    found, name_of_data = [], dataset or "python"
-    meta = load_meta(os.path.join(data_dir, name_of_data))
-    options = {f.name: config[f.name] for f in fields(ModelConfig) if f.name in config}
-    for name, std, init, seed in itertools.product(models, embd_stds or [options["embd_std"]],
-                                                   inits or [options["init"]], seeds):
-        options |= dict(model_type=name, embd_std=std, init=init, vocab_size=meta["vocab_size"])
-        try:
-            c, own_init = ModelConfig(**options), ModelConfig(model_type=name).init
-        except ValueError as e:
-            fail(e)
-        run = dict(model=f"{name} init={c.init}", trained="no", embedding_std=c.embd_std, seed=seed)
-        found.append((run, c, meta, name_of_data, None))
-        if train_tokens and (seed == seeds[0] or c.init == own_init):  # all would take twice as long
-            path = os.path.join(out_dir, f"{name}_{c.init}_{c.embd_std:g}_{seed}", "ckpt.pt")
-            found.append((run | dict(trained="yes"), c, meta, name_of_data, path))
-    return found
-
-
-def saved_models(seeds):
-    """Those of the runs in `compare`, or of the one in out_dir, in the same form; a seed is the descent's."""
-    found = []
-    folders = [sorted(filter(os.path.isdir, glob(pattern))) or [pattern] for pattern in compare]
-    for folder in sum(folders, []) or [out_dir]:
-        path = os.path.join(folder, "ckpt.pt")
-        state = load_checkpoint(path)
-        c, data = ModelConfig(**state["model_config"]), dataset or state["config"]["dataset"]
-        run = dict(model=os.path.normpath(folder), trained="yes", embedding_std=c.embd_std)
-        found += [(run | dict(seed=seed), c, state["meta"], data, path) for seed in seeds]
-    return found
-
-
-def plan_tasks(found):
-    """What to do with the models, so that all is checked before anything takes time: a list of (run,
-    ModelConfig, checkpoint, tokenizer, prompts (B, T), method, layer, T)."""
-    plan = []
-    for run, c, meta, data, path in found:
-        tokenizer, folder = build_tokenizer(meta), os.path.join(data_dir, data)
-        ids = tokenizer.encode_ordinary(text) if text else load_tokens(folder, "val", meta)
-        longest = min(c.block_size, len(ids) if text else len(ids) - 1)
-        Ts = windows or [longest]
-        T = max(Ts)  # shorter windows see the beginning of the longest
-        if min(Ts) < 1 or T > longest:
-            fail(f"windows can have 1 to {longest} tokens, by block_size and the text; got {Ts}")
-        starts = range(0, len(ids), T) if text else validation_windows(len(ids), T, n_prompts)
-        pieces = [torch.tensor([*map(int, ids[i:i + T])]) for i in starts[:n_prompts]]
-        prompts = nn.utils.rnn.pad_sequence(pieces, batch_first=True, padding_value=-1)   # (B, T)
-        depths = {str(n): [n] for n in range(1, c.n_layer + 1)}
-        depths |= {"all": [c.n_layer], "each": [*range(1, c.n_layer + 1)], "norm": ["norm"]}
-        check("layers", layers, depths)
-        if "exact" in methods and (last_n or not c.causal):
-            fail("exact needs a causal model, and the states of all positions: --last_n=0")
-        for method, layer, T in itertools.product(methods, sum((depths[item] for item in layers), []), Ts):
-            plan.append((run, c, path, tokenizer, prompts, method, layer, T))
-    return plan
-
-
-if __name__ == "__main__":
-    here = os.path.dirname(os.path.abspath(__file__))
-    config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
-    if config["quick"]:
-        config |= dict(models=["mixer", "llama"], inits=["auto"], seeds=1, layers=["all"],
-                       train_tokens=config["train_tokens"] // 2, out_dir=config["out_dir"] + "_quick")
-    globals().update(config)
-    if min(steps, n_prompts, seeds, batch_size) < 1:
-        fail("steps, n_prompts, seeds and batch_size must be 1 or more")
-    given = [f.name for f in fields(ModelConfig) if f.name in config and config[f.name] != f.default]
-    if given and not models or "model_type" in given:
-        fail(f"{given[0]} is for fresh models, which are named by --models=mixer,llama")
-    sizes = {"gd": lrs, "adam": adam_lrs, "exact": [""]}
-    check("metric", [metric], ("l1", "l2", "cosine"))
-    check("methods", methods, sizes)
-    text = read_prompt(start)
-    if start and not text:
-        fail(f"no prompt: {start.removeprefix('FILE:')} is empty")
-    device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
-
-    all_seeds = range(seed, seed + seeds)
-    plan = plan_tasks(fresh_models(all_seeds) if models else saved_models(all_seeds))
-    rows, json_path, loaded = [], os.path.join(out_dir, "invert.json"), None
-    settings = {key: value for key, value in config.items() if key not in FREE}
-    if resume and os.path.exists(json_path):
-        with open(json_path, encoding="utf-8") as f:
-            saved = json.load(f)
-        if saved["settings"] != settings:
-            fail(f"{json_path} was made with other settings: choose another --out_dir, or --resume=false")
-        rows = saved["rows"]
-    with suppress(OSError):  # replacing says what is wrong
-        os.makedirs(out_dir, exist_ok=True)
-    print("", *COLUMNS, sep="  ")
-    for i, (run, c, path, tokenizer, prompts, method, layer, T) in enumerate(plan, 1):
-        head = run | dict(method=method, layer=layer, T=T)
-        if any(head.items() <= row.items() for row in rows):
-            continue
-        if loaded != run:
-            if models and path:
-                shape = {key: value for key, value in asdict(c).items() if key != "vocab_size"}
-                train_run(os.path.dirname(path), **TRAINING, **shape, max_tokens=train_tokens,
-                          dataset=dataset or "python", data_dir=data_dir, device=device, seed=run["seed"])
-            torch.manual_seed(run["seed"])
-            model, loaded = load_model(path, device)[0] if path else LanguageModel(c), run
-            model = model.to(device).eval().requires_grad_(False)
-            wte = model.wte.weight                                                        # (V, C)
-            pinv = torch.linalg.pinv(wte.cpu()).to(device)                                # (C, V)
-        idx, clock = prompts[:, :T].to(device), time.perf_counter()                       # (B, T)
-        noise, shift = (random_start(len(idx), T, c.n_embd, run["seed"] + n).to(device) for n in (0, 1))
-        if method == "exact":
-            found, tried = zip(*(recover_exactly(model, ids[ids >= 0], layer) for ids in idx))
-            found = nn.utils.rnn.pad_sequence([wte[tokens] for tokens in found], batch_first=True)
-            x = found[None]                                                               # (1, B, T, C)
+def compare_with_loss(rows, path):
+    """Print and draw how the shares recovered at the best step size correlate with the losses (paper, section 4)."""
+    losses = {}
+    for run in dict.fromkeys(row["model"] for row in rows):
+        if os.path.exists(os.path.join(run, "log.csv")):
+            losses[run] = [float(row["val_loss"]) for row in read_log(run) if row["val_loss"]][-1]
         else:
-            with autocast(device, dtype):  # x (n_lr, B, T, C)
-                x = invert(model, idx, noise, method, sizes[method], steps, metric, layer, last_n, batch_size)
-        mask, e = matched_positions(idx, last_n), wte[idx.clamp(min=0)]                   # (B, T), (B, T, C)
-        target = hidden_states(model, e, layer)
-        left = [distances(hidden_states(model, y, layer), target, mask, metric) for y in x]  # n_lr of (B,)
-        shifted = hidden_states(model, e + 0.05 * wte.std() * shift, layer)  # a yardstick, as in the paper
-        shifted = distances(shifted, target, mask, metric).cpu()  # (B,); waits for the device
-        seconds = round(time.perf_counter() - clock, 2)  # of the batch: its prompts and step sizes share them
-        for lr, y, distance in zip(sizes[method], x, left):
-            top5, nearest = map(torch.stack, zip(*(decode(row, wte, pinv) for row in y)))
-            if method == "exact":
-                top5, counts = nearest, sum(tried, [])  # an embedding's nearest is itself
-                print(f"   tried {fmean(counts):.1f} of {len(wte)} candidates a token, at most {max(counts)}")
-            counted = {f"last{last_n}:self": mask, f"last{last_n}:non-self": (idx >= 0) & ~mask}
-            for matched, positions in (counted if last_n else {"all": mask}).items():
-                scores = [hamming(tokens, idx, positions) for tokens in (top5[..., :1], top5, nearest)]
-                means = [float(f"{value.nanmean():.5g}") for value in (*scores, distance, shifted)]
-                row = head | dict(lr=lr, metric=metric, matched=matched) | dict(zip(COLUMNS[10:], means))
-                row |= dict(seconds=seconds, top1_by_prompt=scores[0][~scores[0].isnan()].tolist())
-                rows.append(row | (dict(tried=tried) if method == "exact" else {}))
-                print(f"{i}/{len(plan)}", *(row[key] for key in COLUMNS), sep="  ", flush=True)
-            for tokens, truth in list(zip(top5[..., 0].tolist(), idx.tolist()))[:show]:
-                truth = [token for token in truth if token >= 0]
-                print("   true", mark(truth, truth, tokenizer), "\n  found", mark(tokens, truth, tokenizer))
-        with replacing(os.path.join(out_dir, "invert.csv"), "w") as f:
-            f.write(",".join(COLUMNS) + "\n")
-            f.writelines(",".join(str(row[key]) for key in COLUMNS) + "\n" for row in rows)
+            print(f"{run} has no log.csv, so it is not compared")
+    rows = [row for row in rows if row["model"] in losses]
+    for (method, matched, layer, T), group in grouped(rows, "method", "matched", "layer", "T").items():
+        shares = best_shares(group, "model")
+        r = rank_correlation(list(shares.values()), [losses[run] for run in shares])
+        text = "none" if r is None else f"{r:.2f}"
+        print(f"{method}, {matched}, block {layer}, T {T}: rank correlation of share and loss {text}, "
+              f"{len(shares)} runs")
+    if rows:
+        plot_efficiency(rows, losses, path)
+
+
+def print_texts(found, idx, tokenizer):
+    """Print the texts of prompts idx (B, T), and below each the text that was found."""
+    for tokens, truth in zip(found.tolist(), idx.tolist()):
+        truth = [token for token in truth if token >= 0]
+        print("   true", mark(truth, truth, tokenizer))
+        print("  found", mark(tokens, truth, tokenizer, colour=sys.stdout.isatty()))
+
+
+def main(args):
+    """Invert all models of the settings; returns the rows."""
+    if args.quick:
+        args = SimpleNamespace(**vars(args) | dict(
+            models=["mixer", "llama"], inits=["auto"], seeds=1, layers=["all"], train_tokens=args.train_tokens // 2,
+            out_dir=args.out_dir + "_quick"))
+    changed = [f.name for f in fields(ModelConfig) if getattr(args, f.name, f.default) != f.default]
+    if changed and (not args.models or "model_type" in changed):
+        raise ValueError(f"{changed[0]} is for fresh models, which are named by --models=mixer,llama")
+    if not (args.methods and args.layers and args.lrs and args.adam_lrs):
+        raise ValueError("methods, layers, lrs and adam_lrs need at least one value each")
+    device, dtype = setup(args.device, args.dtype, args.fast)
+    torch.set_float32_matmul_precision("highest")  # TF32 is coarser than the 1e-4 of `exact`
+    subjects = fresh_models(args) if args.models else saved_models(args)
+    tasks = [(subject, columns) for subject in subjects for columns in plan(subject, args)]
+    settings = {key: value for key, value in vars(args).items() if key not in FREE}
+    json_path = os.path.join(args.out_dir, "invert.json")
+    rows = kept_rows(json_path, settings) if args.resume and os.path.exists(json_path) else []
+    make_folder(args.out_dir)
+    loaded = None  # the Subject whose model is in memory
+    print("", *COLUMNS, sep="  ")
+    for i, (subject, columns) in enumerate(tasks, 1):
+        if any(columns.items() <= row.items() for row in rows):
+            continue
+        if subject is not loaded:
+            loaded, model = subject, prepare_model(subject, args, device)
+            pinv = torch.linalg.pinv(model.wte.weight.cpu()).to(device)                   # (C, V)
+            text_path = os.path.expanduser(args.start.removeprefix("FILE:"))
+            made_from = checksums([subject.checkpoint, os.path.join(subject.dataset, "val.bin"), text_path])
+        idx = subject.prompts[:, :columns["T"]].to(device)                                # (B, T)
+        sizes = {"gd": args.lrs, "adam": args.adam_lrs, "exact": [""]}[columns["method"]]
+        clock = time.perf_counter()
+        x, tried = find_inputs(model, idx, columns, sizes, args, dtype)
+        x.sum().item()  # waits for the device
+        more = dict(seconds=round(time.perf_counter() - clock, 2), made_from=made_from)
+        if tried:
+            more["tried"] = tried
+            counts = [count for prompt in tried for count in prompt]
+            print(f"   tried {fmean(counts):.1f} of {len(pinv.T)} candidates per token, at most {max(counts)}")
+        for new, found in score(model, pinv, idx, x, columns, sizes, args):
+            for row in new:
+                rows.append(row | more)
+                print(f"{i}/{len(tasks)}", *(rows[-1][key] for key in COLUMNS), sep="  ", flush=True)
+            if args.show:
+                print_texts(found[:args.show], idx[:args.show], build_tokenizer(subject.meta))
+        write_rows(os.path.join(args.out_dir, "invert.csv"), COLUMNS, rows)
         with replacing(json_path, "w") as f:
             json.dump({"settings": settings, "torch": torch.__version__, "rows": rows}, f, indent=1)
     print("\n".join(["", *format_table(rows)]))
-    plot(rows, os.path.join(out_dir, "invert.png"))
-    if compare:
-        plot_efficiency(rows, os.path.join(out_dir, "efficiency.png"))
+    plot_inversion(rows, os.path.join(args.out_dir, "invert.png"))
+    if args.compare:
+        compare_with_loss(rows, os.path.join(args.out_dir, "efficiency.png"))
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(main, "invert.py", "model.py")

@@ -1,109 +1,147 @@
 """
-Masked mixers and the models they are compared with (arXiv 2409.01482, "the paper").
+Masked mixers, and the models they are compared with (arXiv 2409.01482, "the paper").
 
-A masked mixer is a language model with a masked convolution over tokens in the place of self-attention. All
-models here are the same code but for one swap point, TOKEN_MIXING: mixer, GPT, Llama and two hybrids. Shapes:
-B batch, T tokens, C = n_embd channels, V = vocab_size, nh heads of size hs, k = kernel_size.
+A masked mixer replaces self-attention with one learned lower-triangular T x T matrix per layer. All models here
+share one Block; they differ in the modules that mix tokens, which ARCHITECTURES names. This file needs PyTorch alone.
 
     model = LanguageModel(ModelConfig(model_type="mixer", block_size=128, n_layer=4, n_embd=128))
-    logits, loss = model(idx, targets)         # idx, targets (B, T) -> logits (B, T, V), loss in nats a token
+    logits, loss = model(idx, targets)     # idx, targets (B, T) -> logits (B, T, V), loss in nats per token
+
+Letters in shapes: B windows in a batch, T tokens in a window (block_size at most), C channels (n_embd),
+V tokens in the vocabulary (vocab_size), nh attention heads of hs channels each.
 """
 import math
-from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fast import entries_in_blocks, linear_cross_entropy, matmul_dtype, toeplitz_product, triangular_product
-
-# What "auto" stands for: each architecture as the paper's section 2 has it. Set a key to override it.
-MIXER = dict(position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
-             init="torch", embd_std=1.0)
-GPT = dict(MIXER, position="learned", final_norm=True, init="normal", embd_std=0.02)
-LLAMA = dict(GPT, position="rope", norm="rmsnorm", mlp="swiglu", bias=False)
-HYBRID = dict(LLAMA, init="torch", embd_std=1.0)  # why: see init_weights
-AUTO = {"mixer": MIXER, "gpt": GPT, "llama": LLAMA, "hybrid": HYBRID, "hybrid_parallel": HYBRID}
-CHOICES = {"model_type": AUTO, "position": ("none", "learned", "rope"), "mlp": ("gelu", "swiglu"),
-           "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
-           "final_norm": (True, False)}
-COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
-BLOCKS_FROM = 256   # tokens from which the masked product pays without the zeros above its diagonal (fast.py)
-FFT_FROM = 4096     # and those from which FFT beats it if the matrix is Toeplitz
-PLAIN_UP_TO = 256   # and those up to which, on a CPU, attention is faster without PyTorch's fused kernel
+# ------------------------------------------------------------------------------------------------------------
+# The four functions in which a model spends its time, in their plainest form. lib/fast.py has a faster equal of
+# each, which the scripts put in place of these: a change that you make here shows with --fast=false.
 
 
-@dataclass
-class ModelConfig:
-    """Everything that defines a model. Raises ValueError, naming the key, for values that make none."""
-    # defaults
-    model_type: str = "mixer"         # mixer | gpt | llama | hybrid | hybrid_parallel
-    block_size: int = 512             # T: the longest window of tokens
-    n_layer: int = 8                  # blocks
-    n_embd: int = 1024                # C: channels
-    n_head: int = 4                   # attention heads (gpt, llama, hybrids)
-    dropout: float = 0.0              # on the embedding, in attention and on what each residual step adds
-    kernel_size: int = 1              # k: taps of the masked convolution along the channels
-    mixer_heads: int = 1              # heads of the mixer, each C/heads wide with a convolution of its own
-    parallel: int = 1                 # masked convolutions whose outputs are summed
-    expanded: bool = False            # two masked convolutions with a GELU between them, instead of one
-    toeplitz: bool = False            # W[t, s] = w[t - s]: T weights a layer instead of T * T
-    causal: bool = True               # False takes the mask away: every token sees all others
-    position: str = "auto"            # none | learned | rope
-    norm: str = "auto"                # layernorm | rmsnorm | none, before each residual step
-    final_norm: bool | str = "auto"   # a norm before the head
-    mlp: str = "auto"                 # gelu: C -> 4C -> C | swiglu: half as many parameters again
-    bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
-    residual: bool = True             # False: what a step computes takes the place of x
-    tie: bool = False                 # the head uses the embedding's weights
-    embd_std: float | str = "auto"    # standard deviation of the token embedding at the start
-    init: str = "auto"           # other weights: torch: PyTorch's own for Linear, Conv1d | normal: N(0, 0.02)
-    # end of defaults
-    vocab_size: int = 4096            # V: given by the data
+def masked_product(W, x, start=0):
+    """Row t of the result is the sum over s <= start + t of W[t, s] x[s].
 
-    def __post_init__(self):
-        for key, value in AUTO.get(self.model_type, {}).items():
-            if getattr(self, key) == "auto":
-                setattr(self, key, value)
-        for key, known in CHOICES.items():
-            if getattr(self, key) not in known:
-                raise ValueError(f"{key} must be {' or '.join(map(str, known))}; got {getattr(self, key)!r}")
-        for key in COUNTS:
-            if type(getattr(self, key)) is not int or getattr(self, key) < 1:
-                raise ValueError(f"{key} must be an int of 1 or more; got {getattr(self, key)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
-        if isinstance(self.embd_std, str) or not 0 < self.embd_std < math.inf:
-            raise ValueError(f"embd_std must be a positive number or 'auto'; got {self.embd_std!r}")
-        for key, module in ("n_head", Attention), ("mixer_heads", Mixer):
-            width, rest = divmod(self.n_embd, getattr(self, key))
-            used = module in sum(TOKEN_MIXING[self.model_type], [])
-            if used and (rest or self.position == "rope" and width % 2):
-                raise ValueError(f"n_embd {self.n_embd} is not divisible by {key} {getattr(self, key)}, "
-                                 "or not into the even widths that position 'rope' needs")
-        if self.toeplitz and not self.causal:
-            raise ValueError("toeplitz has weights for the past only: it needs causal=True")
+    W (T, S): the rows of the matrix for the tokens from `start` on; x (B, S, C), S = start + T -> (B, T, C).
+    """
+    return W.tril(start) @ x
 
 
-class Cache:
-    """What the layers remember of the tokens they have seen, so that one more token costs one more row of
-    work: attention keeps its keys and values, a masked convolution its inputs, in the dtype of its matmul."""
+def toeplitz_product(w, x, start=0):
+    """The same for a Toeplitz matrix W[t, s] = w[t - s]: w (S,), x (B, S, C) -> (B, S - start, C)."""
+    S = x.size(1)
+    s = torch.arange(S, device=x.device)
+    lag = s[start:, None] - s                                                            # (S - start, S)
+    return masked_product(w[lag.clamp(min=0)], x, start)  # a negative lag is in the future, which is masked
 
-    def __init__(self, block_size):
-        self.block_size = block_size
-        self.length = 0  # tokens that have gone through all layers
-        self.rows = {}   # key -> (..., block_size, C), of which the first `length` rows are filled
 
-    def append(self, key, x):
-        """Put rows x (..., T, C) after those under `key`; returns all of them, (..., length + T, C)."""
-        if key not in self.rows:
-            self.rows[key] = x.new_empty(*x.shape[:-2], self.block_size, x.size(-1))
-        stop = self.length + x.size(-2)
-        self.rows[key][..., self.length:stop, :] = x
-        return self.rows[key][..., :stop, :]
+def attention(q, k, v, causal=True, dropout=0.0):
+    """Attention of the last T of S tokens: q (B, nh, T, hs), k and v (B, nh, S, hs) -> (B, nh, T, hs)."""
+    T, S = q.size(-2), k.size(-2)
+    mask = None
+    if causal and 1 < T < S:  # PyTorch's is_causal would compare query 0 with key 0, not with key S - T
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and T == S)
+
+
+def linear_cross_entropy(x, weight, targets):
+    """Mean loss, in nats per token, of the logits x @ weight.T: x (..., C), weight (V, C), targets (...) int64.
+
+    Targets of -1 are ignored.
+    """
+    logits = F.linear(x, weight).float()
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# token mixing
+
+
+class MaskedConv(nn.Module):
+    """Conv(x)[t, c] = b[t] + sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2]; paper, section 2.
+
+    With kernel size k = 1, the paper's main model, this is W.tril() @ x + b: one T x T matrix, the same for
+    every channel and every text. Its rows are the positions, so that a mixer needs no other positional encoding.
+    A window shorter than block_size uses the top left corner. Masked weights have no gradient and stay at 0.
+    """
+
+    def __init__(self, config, width):
+        super().__init__()
+        T = config.block_size
+        self.kernel_size, self.width = config.kernel_size, width
+        self.causal, self.toeplitz = config.causal, config.toeplitz
+        shape = (self.kernel_size, T) if self.toeplitz else (self.kernel_size, T, T)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(T))
+        self.rotary = Rotary(T, width) if config.position == "rope" else None
+
+    def forward(self, x, cache=None):
+        T, C = x.shape[1:]
+        start = cache.length if cache else 0
+        if self.rotary:
+            x = self.rotary(x, start)
+        if cache:
+            x = cache.append(self, x.to(self.weight.dtype))                               # (B, S, C), S = start + T
+        k = self.kernel_size
+        padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
+        y = self.bias[start:start + T, None]                                              # (T, 1)
+        for j in range(k):
+            y = y + self.product(j, padded[..., j:j + C], start)
+        return y                                                                          # (B, T, C)
+
+    def product(self, j, x, start=0):
+        """Tap j's matrix times x (B, S, C): its rows for the tokens from `start` on, (B, S - start, C)."""
+        S = x.size(1)
+        if self.toeplitz:
+            return toeplitz_product(self.weight[j, :S], x, start)
+        W = self.weight[j, start:S, :S]
+        return masked_product(W, x, start) if self.causal else W @ x
+
+    def flops(self, T):
+        """Forward FLOPs of a window of T tokens: a dense T x T product, whichever kernel computes it."""
+        return 2 * self.kernel_size * T * T * self.width
+
+    def mixing(self, x):
+        """x (B, T, C) -> the (k, T, T) matrices that mix its tokens."""
+        identity = torch.eye(x.size(1), device=x.device)[None]                            # (1, T, T)
+        return torch.cat([self.product(j, identity) for j in range(self.kernel_size)])
+
+
+class Mixer(nn.Module):
+    """Token mixing by masked convolutions, with the paper's variants.
+
+    `mixer_heads` heads each see C/heads channels. Each head is the sum of `parallel` paths. A path is one masked
+    convolution, or, if `expanded`, two with a GELU between them.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        C, heads = config.n_embd, config.mixer_heads
+        if C % heads:
+            raise ValueError(f"n_embd {C} is not divisible by mixer_heads {heads}")
+        self.heads, self.parallel, self.expanded = heads, config.parallel, config.expanded
+        n_paths = heads * config.parallel
+        self.conv = nn.ModuleList(MaskedConv(config, C // heads) for _ in range(n_paths))
+        self.conv2 = nn.ModuleList(MaskedConv(config, C // heads) for _ in range(n_paths if self.expanded else 0))
+        self.c_in = nn.Linear(C, C, bias=config.bias) if heads > 1 else None
+        self.c_proj = nn.Linear(C, C, bias=config.bias) if heads > 1 else None
+
+    def forward(self, x, cache=None):
+        if self.heads == 1:
+            return self.head(0, x, cache)
+        parts = self.c_in(x).chunk(self.heads, dim=-1)                                    # (B, T, C/heads) each
+        mixed = [self.head(h, part, cache) for h, part in enumerate(parts)]
+        return self.c_proj(torch.cat(mixed, dim=-1))                                      # (B, T, C)
+
+    def head(self, h, x, cache):
+        paths = []
+        for i in range(h * self.parallel, (h + 1) * self.parallel):
+            y = self.conv[i](x, cache)
+            paths.append(self.conv2[i](F.gelu(y), cache) if self.expanded else y)
+        return sum(paths[1:], paths[0])                                                   # (B, T, C/heads)
 
 
 class Rotary(nn.Module):
@@ -111,15 +149,18 @@ class Rotary(nn.Module):
 
     def __init__(self, block_size, width):
         super().__init__()
+        if width % 2:
+            raise ValueError(f"position 'rope' needs heads of an even width, and they have {width} channels")
         frequencies = 10000.0 ** (-torch.arange(0, width, 2) / width)                     # (hs/2,)
-        angles = torch.arange(block_size)[:, None] * frequencies                          # (T, hs/2)
+        angles = torch.arange(block_size)[:, None] * frequencies                          # (block_size, hs/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x, start):
-        """x (..., T, hs), the first row at position `start` -> the same shape."""
-        cos, sin = self.cos[start:start + x.size(-2)], self.sin[start:start + x.size(-2)]
-        a, b = x.float().chunk(2, dim=-1)                                                # (..., T, hs/2) each
+        """x (..., T, hs), whose first row stands at position `start` -> the same shape."""
+        stop = start + x.size(-2)
+        cos, sin = self.cos[start:stop], self.sin[start:stop]                             # (T, hs/2) each
+        a, b = x.float().chunk(2, dim=-1)                                                 # (..., T, hs/2) each
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
 
@@ -129,119 +170,116 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         C, self.n_head = config.n_embd, config.n_head
+        if C % self.n_head:
+            raise ValueError(f"n_embd {C} is not divisible by n_head {self.n_head}")
         self.dropout, self.causal = config.dropout, config.causal
         self.c_attn = nn.Linear(C, 3 * C, bias=config.bias)  # queries, keys and values of all heads
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.rotary = Rotary(config.block_size, C // self.n_head) if config.position == "rope" else None
 
-    def forward(self, x, cache=None):
+    def qkv(self, x, start=0):
+        """x (B, T, C) -> queries, keys and values, (B, nh, T, hs) each."""
         B, T, C = x.size()
-        start = cache.length if cache else 0
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                             # (B, nh, T, hs) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.rotary:
             q, k = self.rotary(q, start), self.rotary(k, start)
-        if cache:
-            k, v = cache.append((self, "k"), k), cache.append((self, "v"), v)         # (B, nh, start + T, hs)
-        mask = None
-        if start and T > 1:  # behind cached tokens, query t sees keys up to start + t, unlike with is_causal
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)
-        with sdpa_kernel(SDPBackend.MATH) if x.is_cpu and T <= PLAIN_UP_TO else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
-                                               is_causal=self.causal and not start)       # (B, nh, T, hs)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-
-    def flops(self, T):
-        return 2 * 2 * T * T * self.c_proj.in_features  # q k^T, and the attention weights times v
-
-
-class MaskedConv(nn.Module):
-    """The masked convolution: Conv(x)[t, c] = b[t] + sum_{s <= t} sum_j W[j, t, s] x[s, c + j - (k-1)//2].
-
-    One (T, T) matrix a tap j, shared by all channels; its rows are the positions. The mask is applied to W in
-    forward, so masked entries have gradient 0: they start at 0 and stay there. A window shorter than
-    block_size uses the top left corner of W. With `toeplitz`, W[t, s] = w[t - s].
-    """
-
-    def __init__(self, config, width):
-        super().__init__()
-        T, self.kernel_size, self.width = config.block_size, config.kernel_size, width
-        self.causal, self.toeplitz = config.causal, config.toeplitz
-        self.weight = nn.Parameter(torch.empty(self.kernel_size, *([T] if self.toeplitz else [T, T])))
-        self.bias = nn.Parameter(torch.empty(T))
-        self.rotary = Rotary(T, width) if config.position == "rope" else None
-
-    def rows(self, start, stop):
-        """Rows start .. stop - 1 of the masked matrix, (k, stop - start, stop)."""
-        if self.toeplitz:  # row t is [w[t], ..., w[0], 0, ...]: a window on w reversed and padded
-            w = F.pad(self.weight[:, :stop].flip(1), (0, stop - 1))                       # (k, 2 stop - 1)
-            return w.unfold(1, stop, 1)[:, :stop - start].flip(1)
-        W = self.weight[:, start:stop, :stop]
-        return W.tril(start) if self.causal else W
+        return q, k, v
 
     def forward(self, x, cache=None):
-        T, C, k = *x.shape[1:], self.kernel_size
-        start = cache.length if cache else 0
-        if self.rotary:
-            x = self.rotary(x, start)
+        q, k, v = self.qkv(x, cache.length if cache else 0)
         if cache:
-            x = cache.append(self, x.to(matmul_dtype(x)))                           # (B, S, C), S = start + T
-        padded = F.pad(x, ((k - 1) // 2, k // 2)) if k > 1 else x                         # (B, S, C + k - 1)
-        taps = [padded[..., j:j + C] for j in range(k)]                                   # (B, S, C) each
-        y = self.bias[start:start + T, None]                                              # (T, 1)
-        if self.toeplitz and not cache and T >= FFT_FROM:
-            return y + toeplitz_product(self.weight[:, :T], taps)
-        in_blocks = self.in_blocks(T) and not cache
-        for W, tap in zip(self.weight[:, :T, :T] if in_blocks else self.rows(start, start + T), taps):
-            y = y + (triangular_product(W, tap) if in_blocks else W @ tap)                # (T, S) @ (B, S, C)
-        return y
-
-    def in_blocks(self, T):
-        return self.causal and not self.toeplitz and T >= BLOCKS_FROM
+            k, v = cache.append((self, "k"), k), cache.append((self, "v"), v)             # (B, nh, S, hs)
+        y = attention(q, k, v, self.causal, self.dropout if self.training else 0.0)       # (B, nh, T, hs)
+        return self.c_proj(y.transpose(1, 2).reshape(x.shape))                            # (B, T, C)
 
     def flops(self, T):
-        if self.toeplitz and T >= FFT_FROM:  # k + 1 transforms of 2T reals a channel, 2.5 n log2 n each
-            return (self.kernel_size + 1) * 2.5 * 2 * T * math.log2(2 * T) * self.width
-        return 2 * self.kernel_size * self.width * (entries_in_blocks(T) if self.in_blocks(T) else T * T)
+        """Forward FLOPs of q k^T and of its product with v, besides those of the Linear layers."""
+        return 2 * 2 * T * T * self.c_proj.in_features
+
+    def mixing(self, x):
+        """x (B, T, C) -> the (nh, T, T) attention weights of its first window."""
+        q, k, _ = self.qkv(x[:1])
+        scores = (q @ k.mT)[0].float() / math.sqrt(q.size(-1))                            # (nh, T, T)
+        if self.causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
+        return scores.softmax(dim=-1)
 
 
-class Mixer(nn.Module):
-    """Token mixing by masked convolutions, in the paper's variants: `mixer_heads` heads that each see C/h
-    channels, each the sum of `parallel` paths, each path one convolution, or two with a GELU between them
-    (`expanded`)."""
-
-    def __init__(self, config):
-        super().__init__()
-        C, h = config.n_embd, config.mixer_heads
-        def path():
-            return nn.ModuleList(MaskedConv(config, C // h) for _ in range(2 if config.expanded else 1))
-        self.heads = nn.ModuleList(nn.ModuleList(path() for _ in range(config.parallel)) for _ in range(h))
-        self.c_in = nn.Linear(C, C, bias=config.bias) if h > 1 else nn.Identity()  # h projections C -> C/h
-        self.c_proj = nn.Linear(C, C, bias=config.bias) if h > 1 else nn.Identity()
-
-    def forward(self, x, cache=None):
-        mixed = []
-        for paths, part in zip(self.heads, self.c_in(x).chunk(len(self.heads), dim=-1)):  # part (B, T, C/h)
-            outputs = [path[0](part, cache) for path in paths]
-            if len(paths[0]) > 1:
-                outputs = [path[1](F.gelu(y), cache) for path, y in zip(paths, outputs)]
-            mixed.append(sum(outputs[1:], outputs[0]))
-        return self.c_proj(torch.cat(mixed, dim=-1) if len(mixed) > 1 else mixed[0])      # (B, T, C)
-
-
-# The one swap point between the architectures: the residual steps of a Block that carry information across
-# tokens. The modules of one step read the same normed x, and their outputs are added.
-TOKEN_MIXING = {
-    "mixer": [[Mixer]],
-    "gpt": [[Attention]],
-    "llama": [[Attention]],
-    "hybrid": [[Attention], [Mixer]],
-    "hybrid_parallel": [[Attention, Mixer]],
+# The one swap point between architectures. `steps` are the residual steps of a Block that mix tokens: the modules of
+# one step read the same normed x, and their outputs are added. The other keys are the meaning of "auto", as in the
+# paper. A new architecture needs a class with forward(x, cache) and flops(T), and an entry here.
+ARCHITECTURES = {
+    "mixer": dict(steps=[[Mixer]], position="none", norm="layernorm", mlp="gelu", bias=True, final_norm=False,
+                  init="torch", embd_std=1.0),
+    "gpt": dict(steps=[[Attention]], position="learned", norm="layernorm", mlp="gelu", bias=True, final_norm=True,
+                init="normal", embd_std=0.02),
+    "llama": dict(steps=[[Attention]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False, final_norm=True,
+                  init="normal", embd_std=0.02),
+    "hybrid": dict(steps=[[Attention], [Mixer]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
+                   final_norm=True, init="torch", embd_std=1.0),
+    "hybrid_parallel": dict(steps=[[Attention, Mixer]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
+                            final_norm=True, init="torch", embd_std=1.0),
 }
+CHOICES = {"model_type": ARCHITECTURES, "position": ("none", "learned", "rope"), "mlp": ("gelu", "swiglu"),
+           "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
+           "final_norm": (True, False)}
+COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
+
+
+@dataclass
+class ModelConfig:
+    """Everything that defines a model. Raises ValueError, naming the key, for a value that is out of range."""
+    # defaults: the interval or the list of choices in front of a comment is what the scripts accept
+    model_type: str = "mixer"         # mixer, gpt, llama, hybrid, hybrid_parallel: an entry of ARCHITECTURES
+    block_size: int = 512             # [1, inf) T: the longest window of tokens
+    n_layer: int = 8                  # [1, inf) blocks
+    n_embd: int = 1024                # [1, inf) C: channels
+    n_head: int = 4                   # [1, inf) attention heads (gpt, llama, hybrids)
+    dropout: float = 0.0              # [0, 1) on the embedding, in attention, and on the output of each step
+    kernel_size: int = 1              # [1, inf) k: taps of the masked convolution along the channels
+    mixer_heads: int = 1              # [1, inf) heads of the mixer, each with a convolution of its own
+    parallel: int = 1                 # [1, inf) masked convolutions whose outputs are summed
+    expanded: bool = False            # two masked convolutions with a GELU between them, instead of one
+    toeplitz: bool = False            # W[t, s] = w[t - s]: T weights per layer instead of T * T
+    causal: bool = True               # false removes the mask: every token sees all others
+    position: str = "auto"            # auto | none | learned | rope
+    norm: str = "auto"                # auto | layernorm | rmsnorm | none: before each residual step
+    final_norm: bool | str = "auto"   # a norm before the head
+    mlp: str = "auto"                 # auto | gelu | swiglu: C -> 4C -> C; swiglu has half as many weights again
+    bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
+    residual: bool = True             # false: the output of a step replaces x, instead of being added to it
+    tie: bool = False                 # the head shares the weights of the embedding
+    embd_std: float | str = "auto"    # (0, inf) initial standard deviation of the token embedding
+    init: str = "auto"                # auto | torch | normal: the other weights, see LanguageModel.init_weights
+    # end of defaults
+    vocab_size: int = 4096            # V: given by the data
+
+    def __post_init__(self):
+        for key, known in CHOICES.items():
+            if getattr(self, key) == "auto" and key != "model_type":
+                setattr(self, key, ARCHITECTURES[self.model_type][key])
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} must be {' or '.join(map(str, known))}; got {getattr(self, key)!r}")
+        for key in COUNTS:
+            if type(getattr(self, key)) is not int or getattr(self, key) < 1:
+                raise ValueError(f"{key} must be an int of 1 or more; got {getattr(self, key)!r}")
+        if self.embd_std == "auto":
+            self.embd_std = ARCHITECTURES[self.model_type]["embd_std"]
+        if isinstance(self.embd_std, str) or not 0 < self.embd_std < math.inf:
+            raise ValueError(f"embd_std must be a positive number or 'auto'; got {self.embd_std!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
+        if self.toeplitz and not self.causal:
+            raise ValueError("a Toeplitz mixer has weights for the past only: toeplitz needs causal=True")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the rest of the model
 
 
 class MLP(nn.Module):
-    """Channel mixing, each token by itself: C -> 4C -> C."""
+    """Channel mixing, each token by itself: C -> 4C -> C, with GELU or SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
@@ -251,7 +289,9 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * C, C, bias=bias)
 
     def forward(self, x):
-        return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x) if self.c_gate else F.gelu(self.c_fc(x)))
+        if self.c_gate:
+            return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
+        return self.c_proj(F.gelu(self.c_fc(x)))
 
 
 def build_norm(config):
@@ -261,28 +301,53 @@ def build_norm(config):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x <- x + f(norm(x)) for each step f of token mixing, and then for the MLP."""
+    """Pre-norm residual block: x <- x + f(norm(x)) for each step f that mixes tokens, and then for the MLP."""
 
     def __init__(self, config):
         super().__init__()
-        steps = TOKEN_MIXING[config.model_type]
+        steps = ARCHITECTURES[config.model_type]["steps"]
         self.mix = nn.ModuleList(nn.ModuleList(module(config) for module in step) for step in steps)
         self.mix_norm = nn.ModuleList(build_norm(config) for _ in steps)
         self.mlp = MLP(config)
         self.mlp_norm = build_norm(config)
-        self.dropout, self.residual = nn.Dropout(config.dropout), config.residual
+        self.dropout = nn.Dropout(config.dropout)
+        self.residual = config.residual
 
     def forward(self, x, cache=None):
         for norm, step in zip(self.mix_norm, self.mix):
-            normed, x = norm(x), x if self.residual else 0                                # (B, T, C)
+            normed = norm(x)                                                              # (B, T, C)
+            x = x if self.residual else torch.zeros_like(x)
             for mix in step:
                 x = x + self.dropout(mix(normed, cache))
-        normed, x = self.mlp_norm(x), x if self.residual else 0
+        normed = self.mlp_norm(x)
+        x = x if self.residual else torch.zeros_like(x)
         return x + self.dropout(self.mlp(normed))
 
 
+class Cache:
+    """What the layers remember of earlier tokens, so that one more token costs one more row of work.
+
+    Attention keeps keys and values and a masked convolution its inputs, by `append`; a recurrence keeps a state of
+    fixed size, a tensor (B, ...) in `states`.
+    """
+
+    def __init__(self, block_size):
+        self.block_size = block_size
+        self.length = 0   # tokens that have gone through all layers
+        self.rows = {}    # key -> (B, ..., block_size, C), of which the first `length` rows are filled
+        self.states = {}  # key -> (B, ...)
+
+    def append(self, key, x):
+        """Put rows x (B, ..., T, C) behind those under `key`, and return all of them, (B, ..., length + T, C)."""
+        if key not in self.rows:
+            self.rows[key] = x.new_empty(*x.shape[:-2], self.block_size, x.size(-1))
+        stop = self.length + x.size(-2)
+        self.rows[key][..., self.length:stop, :] = x
+        return self.rows[key][..., :stop, :]
+
+
 class LanguageModel(nn.Module):
-    """Token embedding, n_layer Blocks, head. Input (B, T) with T <= block_size."""
+    """Token embedding, n_layer Blocks, head. It reads (B, T) token ids, T <= block_size."""
 
     def __init__(self, config):
         super().__init__()
@@ -301,10 +366,10 @@ class LanguageModel(nn.Module):
     def init_weights(self):
         """All initialisation.
 
-        init="torch", as in the paper's mixer: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch)
-        and in the convolution (n = T tokens times k taps). init="normal", as in its transformers: N(0, 0.02);
-        a convolution gets N(0, 0.02 / sqrt(n)), as a sum over all tokens would drown embeddings of 0.02. But
-        a hybrid learns late from there (results/README.md): hybrids start as mixers do.
+        init="torch", as in the paper's mixers: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch) and in
+        the convolution (n = block_size times taps). init="normal", as in its transformers: N(0, 0.02), and
+        N(0, 0.02 / sqrt(n)) in the convolution, whose sum over all tokens would drown embeddings of 0.02. Hybrids
+        learn late from there (results/architectures.md), so they start as mixers do.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear) and self.config.init == "normal":
@@ -320,22 +385,28 @@ class LanguageModel(nn.Module):
                     module.weight.uniform_(-scale, scale)
                     module.bias.uniform_(-scale, scale)
                 if module.causal and not module.toeplitz:
-                    module.weight.tril_()  # without a gradient, what is 0 now stays 0, also in checkpoints
+                    module.weight.tril_()  # zeros without a gradient stay zeros, in checkpoints too
             elif isinstance(module, nn.Embedding):
                 module.weight.normal_(0, self.config.embd_std)
 
     def embed(self, idx):
-        """Token ids (B, T) -> their embeddings, without position, (B, T, C)."""
+        """Token ids (B, T) -> their embeddings (B, T, C), without positions. Raises ValueError for other shapes."""
+        if idx.dim() != 2:
+            raise ValueError(f"token ids have the shape (B, T), a batch of windows; got {tuple(idx.shape)}")
         return self.wte(idx)
 
     def run_blocks(self, x, n_layer=None, cache=None):
-        """Embeddings (B, T, C) through position and the first n_layer blocks (all if None) -> (B, T, C),
-        before the final norm. With a cache, x are the tokens that follow those in it. Raises ValueError past
-        block_size."""
+        """Embeddings (B, T, C) through positions and the first n_layer blocks (None: all) -> (B, T, C).
+
+        The result is not yet normed by the final norm. With a cache, x are the tokens that follow those in it.
+        Raises ValueError beyond block_size tokens or beyond the last block.
+        """
         start = cache.length if cache else 0
         stop = start + x.size(1)
         if stop > self.config.block_size:
             raise ValueError(f"{stop} tokens do not fit into block_size {self.config.block_size}")
+        if not 0 <= (n_layer or 0) <= len(self.blocks):
+            raise ValueError(f"n_layer must be 0 to {len(self.blocks)}, as the model has no more; got {n_layer}")
         if self.wpe:
             x = x + self.wpe.weight[start:stop]
         x = self.dropout(x)
@@ -346,15 +417,37 @@ class LanguageModel(nn.Module):
         return x
 
     def head(self, x, targets=None, return_logits=True):
-        """Hidden states (..., C), not normed yet -> logits (..., V) and the mean cross-entropy in nats, None
-        without targets (...), of which -1 is not counted. return_logits=False: None, which is cheaper."""
+        """Hidden states (..., C) through the final norm -> logits (..., V) and the mean loss in nats per token.
+
+        Without targets (...) the loss is None. A training step needs no logits: return_logits=False returns None.
+        """
         x = self.final_norm(x)
         logits = self.lm_head(x) if return_logits or targets is None else None
-        return logits, None if targets is None else linear_cross_entropy(x, self.lm_head.weight, targets)
+        loss = None if targets is None else linear_cross_entropy(x, self.lm_head.weight, targets)
+        return logits, loss
 
     def forward(self, idx, targets=None, return_logits=True):
-        """idx, targets (B, T) int64 -> logits (B, T, V) and loss, as head has them."""
+        """idx, targets (B, T) int64 -> logits (B, T, V) and loss, as `head` returns them."""
         return self.head(self.run_blocks(self.embed(idx)), targets, return_logits)
+
+    @torch.no_grad()
+    def mixing(self, idx):
+        """The matrices that mix the tokens of one window idx (1, T): for each layer a tensor (heads, T, T).
+
+        A mixer has its masked W, the same for every text; attention has its weights for this text.
+        """
+        matrices = []
+
+        def keep(module, inputs):
+            matrices[-1].append(module.mixing(inputs[0]))
+        x = self.run_blocks(self.embed(idx), n_layer=0)
+        for block in self.blocks:
+            matrices.append([])
+            hooks = [m.register_forward_pre_hook(keep) for m in block.modules() if hasattr(m, "mixing")]
+            x = block(x)
+            for hook in hooks:
+                hook.remove()
+        return [torch.cat(layer) for layer in matrices]
 
     def configure_optimizers(self, weight_decay, learning_rate, betas):
         """AdamW that decays matrices and embeddings, but neither biases nor norms."""
@@ -364,17 +457,67 @@ class LanguageModel(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
     def estimate_flops(self, T=None):
-        """Forward FLOPs a token in a window of T tokens (block_size if None), by the shapes of the matmuls: a
-        (T, T) weight works for all C channels, so 6 N would be far off. Training costs 3 times that."""
+        """Forward FLOPs per token in a window of T tokens (None: block_size); a training step costs 3 times that.
+
+        Matmuls are counted by their shapes: 6 N would be far off, as a (T, T) matrix serves all C channels. Raises
+        ValueError if a module that mixes tokens has no flops(T).
+        """
         T = T or self.config.block_size
+        for module in (module for block in self.blocks for step in block.mix for module in step):
+            if not any(hasattr(m, "flops") for m in module.modules()):
+                raise ValueError(f"{type(module).__name__} has no method flops(T): give it one")
         linear = sum(2 * T * m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        mixing = sum(m.flops(T) for m in self.modules() if isinstance(m, (Attention, MaskedConv)))
+        mixing = sum(m.flops(T) for m in self.modules() if hasattr(m, "flops"))
         return (linear + mixing) / T
 
-    def parameter_counts(self):
-        """{role: number of parameters}: wte, wpe, mix, mix_norm, mlp, mlp_norm, final_norm, lm_head."""
-        counts = Counter()
-        for name, p in self.named_parameters():  # wte.weight, blocks.0.mlp.c_fc.weight, ...
-            parts = name.split(".")
-            counts[parts[2] if parts[0] == "blocks" else parts[0]] += p.numel()
-        return dict(counts)
+    @torch.inference_mode()
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_token=None,
+                 cached=True):
+        """Continue a batch of prompts; yields after each step a list with the new token id of each prompt.
+
+        prompts: B lists of 1 to block_size ids, of any lengths. An entry is None while its prompt is still being
+        read and after its text has ended, by max_new_tokens or with stop_token. temperature 0 is greedy; top_k keeps
+        the k likeliest tokens, top_p the fewest that add up to p. cached=False computes the whole window for each
+        token, with the same result. Raises ValueError for prompts that are no lists, empty or too long.
+
+        There is no position beyond block_size: when the window is full, its older half is dropped and the newer half
+        is read again from position 0.
+        """
+        block_size, device = self.config.block_size, self.wte.weight.device
+        if not all(isinstance(prompt, list) for prompt in prompts):
+            raise ValueError("prompts are a list of lists of token ids: generate([[1, 2, 3]], ...) for a single one")
+        lengths = [len(prompt) for prompt in prompts] or [0]
+        if min(lengths) < 1 or max(lengths) > block_size:
+            raise ValueError(f"a prompt has 1 to block_size = {block_size} tokens")
+        generator = torch.Generator(device).manual_seed(seed)
+        step = min(lengths)
+        idx = torch.tensor([prompt[:step] for prompt in prompts], device=device)          # (B, step)
+        cache, unread, left = Cache(block_size), idx, [max_new_tokens] * len(prompts)
+        while any(left):
+            if idx.size(1) > block_size:
+                idx = idx[:, -max(1, block_size // 2):]
+                cache, unread = Cache(block_size), idx
+            x = self.run_blocks(self.embed(unread if cached else idx), cache=cache if cached else None)
+            drawn = sample_token(self.head(x[:, -1])[0], temperature, top_k, top_p, generator).tolist()
+            tokens, new = [], []
+            for b, prompt in enumerate(prompts):
+                inside = step < len(prompt)  # a row that is still inside its prompt takes the prompt's token
+                tokens.append(prompt[step] if inside else drawn[b])
+                new.append(drawn[b] if not inside and left[b] else None)
+                if new[b] is not None:
+                    left[b] = 0 if new[b] == stop_token else left[b] - 1
+            yield new
+            unread = torch.tensor(tokens, device=device)[:, None]                         # (B, 1)
+            idx, step = torch.cat([idx, unread], dim=1), step + 1
+
+
+def sample_token(logits, temperature, top_k, top_p, generator):
+    """Logits (B, V) -> one token id per row, (B,)."""
+    if temperature < 1e-6:  # logits divided by less would overflow
+        return logits.argmax(dim=-1)
+    V = logits.size(-1)
+    logits, idx = (logits.float() / temperature).topk(min(top_k or V, V))                 # (B, k), likeliest first
+    p = logits.softmax(dim=-1)
+    if top_p and top_p < 1:
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # the tokens before it add up to top_p already
+    return idx.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]

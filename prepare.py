@@ -1,69 +1,69 @@
 """
-Turns text into the token files that train.py reads.
+Turn text into the token files that train.py reads, or pairs of texts into the files that retrieve.py reads.
 
     python prepare.py                                   # the embedded dataset: Python source on this machine
     python prepare.py --dataset=tinystories             # from the Hugging Face hub
     python prepare.py --dataset=fineweb_edu --max_mb=1000
     python prepare.py --input=stories.txt --dataset=mine --tokenizer=byte
-    python prepare.py --pairs=python                    # pairs for retrieve.py instead: pairs.py says which
+    python prepare.py --pairs=python                    # docstrings and the code below them, on this machine
+    python prepare.py --pairs=python_more               # also comments, names and further paragraphs, for training
+    python prepare.py --pairs=msmarco                   # from the hub: msmarco, natural_questions, squad
+    python prepare.py --pairs=owner/name --query_key=question --passage_key=answer      # any set of the hub
+    python prepare.py --pairs=notes.jsonl               # your own: {"query": ..., "passage": a text or a list}
 
---input is a text file (with <|endoftext|> between its documents), a .jsonl or .parquet file, or a folder of
-.txt files. Written into data/<dataset>/, all at once when everything is done:
+--input is a text file (with <|endoftext|> between its documents), a .jsonl, .json, .csv or .parquet file with a column
+of texts, or a folder that holds such files. The script writes into data/<dataset>/, all at once at the end:
 
-    train.bin, val.bin   token ids, uint16 or uint32; an end-of-text id follows each document
-    tokenizer.tiktoken   the tokenizer: a line `base64(bytes) id` for each token
-    meta.json            sizes, dtype, end-of-text id, and the regex that splits text before it is tokenized
+    train.bin, val.bin         token ids, uint16 or uint32; an end-of-text id follows each document
+    tokenizer.tiktoken         the tokenizer: one line `base64(bytes) id` per token
+    meta.json                  sizes, dtype, end-of-text id, and the regex that splits text before it is tokenized
+    train.jsonl, val.jsonl     pairs, with the keys query and passage; no passage is in both, and no pair comes twice
 
-documents.py has the reading and the split. The same text gives the same files. Memory stays flat however long
-the text, if no single document is huge.
+The same text gives the same files. A long text needs little memory, unless a single document is huge.
 """
 import base64
+import json
 import os
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 from tqdm import tqdm
 
-from configurator import configure, fail
-from dataset import build_tokenizer, replacing_folder, write_meta
-from documents import HUB, Unusable, first_mb, read_input, split_documents, split_hub, split_python
-from pairs import prepare_pairs
+from configurator import run_script
+from lib.data import build_tokenizer, replacing_folder, write_meta
+from lib.sources import (HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
+                         split_documents, split_hub, split_python, split_python_pairs, split_rows)
 
 # defaults: change one with --key=value
-dataset = "python"                  # python, tinystories, fineweb_edu, finemath; with --input, any name
-input = ""                          # text file, .jsonl, .parquet or folder of .txt files of your own
-tokenizer = "bpe"                   # bpe (trained on the text), byte, or of tiktoken: gpt2, cl100k_base, ...
-vocab_size = 4096                   # of bpe: number of ids, end of text included
-text_key = "text"                   # where .jsonl or .parquet hold the text
-val_fraction: float | str = "auto"  # share of documents held out; auto: 0.1, of huge hub datasets 0.005
-max_mb = 0                          # stop after this many MB of training text; 0: take all
+dataset = "python"                  # python, tinystories, fineweb_edu or finemath; any name for input of your own
+input = ""                          # a file or a folder of your own text
+tokenizer = "bpe"                   # bpe (trained on the text), byte, or one of tiktoken's: gpt2, cl100k_base, ...
+vocab_size = 4096                   # [258, 1048576] size of a bpe vocabulary: bytes, merges and end of text
+text_key = "text"                   # the column or key of the text in .jsonl, .json, .csv and .parquet files
+val_fraction: float | str = "auto"  # (0, 1) share of documents held out; auto: 0.1, or 0.005 for a dataset of the hub
+max_mb = 0                          # [0, inf) stop after this many MB of training text; 0: take all
 data_dir = "data"                   # folder of the datasets
-pairs = ""                          # query and passage: python, msmarco, ..., owner/name, or a .jsonl file
-query_key = "query"                 # where a .jsonl file or a set of the hub holds the query
-passage_key = "passage"             # and where the passage
+pairs = ""                          # make pairs instead: python, python_more, msmarco, ..., owner/name, or a file
+query_key = "query"                 # the column or key of the query, in a file or a set of the hub
+passage_key = "passage"             # the column or key of the passage
 # end of defaults
 
-# Byte pairs are merged only inside the pieces that this regex finds. A word takes one character along (a
-# space, but also the dot of `.append`), of several spaces the last is left to the word, newlines end a piece.
-# The bounds of 256 are there because regex engines give up on a million spaces in a row.
+# Byte pairs are merged only inside the pieces that this regex finds. A word includes one character before it, such as
+# a space or the dot of `.append`; newlines end a piece. Regex engines give up on a million spaces in a row, hence 256.
 PATTERN = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s{0,256}[\r\n]+|\s{1,256}(?!\S)|\s")
 
-TOKENIZER_MB = 200       # of text are enough to train a tokenizer
-BATCH_CHARS = 8_000_000  # of text are held and encoded at a time
+TOKENIZER_MB = 200       # MB of text that are enough to train a tokenizer
+BATCH_CHARS = 8_000_000  # characters that are held and encoded at a time
 FILES = {"train.bin", "val.bin", "tokenizer.tiktoken", "meta.json"}
+PAIR_FILES = {"train.jsonl", "val.jsonl", "meta.json"}
 
-
-# ------------------------------------------------------------------------------------------------------------
-# tokenizing and writing
 
 def make_tokenizer(name, vocab_size, texts):
-    """What dataset.build_tokenizer takes, as a dict. "bpe" is trained on `texts`, an iterable of str."""
+    """The meta of a tokenizer, for lib.data.build_tokenizer. "bpe" is trained on `texts`, an iterable of str."""
     pattern = PATTERN
     if name == "bpe":
         import rustbpe
@@ -78,13 +78,24 @@ def make_tokenizer(name, vocab_size, texts):
         try:
             encoding = tiktoken.get_encoding(name)
         except Exception as e:  # no network, a damaged download
-            raise Unusable(f"cannot get tokenizer {name} ({type(e).__name__}); bpe and byte need no download",
-                           1) from None
+            raise ConnectionError(f"cannot get tokenizer {name} ({type(e).__name__}); bpe and byte need no "
+                                  "download") from None
         ranks, pattern, eot_id = encoding._mergeable_ranks, encoding._pat_str, encoding.eot_token
     lines = [f"{base64.b64encode(token).decode()} {ranks[token]}\n" for token in sorted(ranks, key=ranks.get)]
     vocab_size = max(eot_id, *ranks.values()) + 1  # cl100k_base has a gap before its end of text
     return {"tokenizer": name, "pattern": pattern, "ranks": "".join(lines), "eot_id": eot_id,
             "vocab_size": vocab_size, "dtype": "uint16" if vocab_size <= 2 ** 16 else "uint32"}
+
+
+def first_mb(documents, max_mb):
+    """The documents that are not blank, up to max_mb (10^6 bytes) of training text; all if max_mb is 0."""
+    n_bytes = 0
+    for side, text in documents:
+        if text.strip():
+            yield side, text
+        n_bytes += len(text.encode()) if side == "train" else 0
+        if 0 < max_mb * 1e6 <= n_bytes:
+            break
 
 
 def batches(documents):
@@ -101,7 +112,14 @@ def batches(documents):
 
 def encode_documents(documents, meta, folder):
     """Write train.bin and val.bin into folder. Returns {side: {"tokens", "documents", "bytes" of UTF-8}}."""
-    encode = partial(build_tokenizer(meta).encode_to_numpy, disallowed_special=())  # all text is plain text
+    tokenizer = build_tokenizer(meta)
+
+    def encode(text):
+        try:
+            return tokenizer.encode_to_numpy(text, disallowed_special=())  # all text is plain text
+        except ValueError as e:
+            raise ValueError(f"tokenizer {meta['tokenizer']} cannot encode this text: {e}") from None
+
     counts = {side: {"tokens": 0, "documents": 0, "bytes": 0} for side in ("train", "val")}
     with (open(f"{folder}/train.bin", "wb") as train, open(f"{folder}/val.bin", "wb") as val,
           ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -112,85 +130,133 @@ def encode_documents(documents, meta, folder):
                 file.write(np.append(ids, meta["eot_id"]).astype(meta["dtype"]))
                 n_bytes = len(text.encode())
                 bar.update(n_bytes)
-                for key, n in (("tokens", len(ids) + 1), ("documents", 1), ("bytes", n_bytes)):
-                    counts[side][key] += n
+                counts[side]["tokens"] += len(ids) + 1
+                counts[side]["documents"] += 1
+                counts[side]["bytes"] += n_bytes
     return counts
 
 
-# ------------------------------------------------------------------------------------------------------------
-# all together
-
-def write_dataset(split, tokenizer, vocab_size, max_mb, folder):
-    """Write tokenizer and tokens into folder. split() starts the (side, document) anew. Returns the meta."""
-    documents = first_mb(split(), min(max_mb or TOKENIZER_MB, TOKENIZER_MB))
-    documents = tqdm(documents, desc="reading for the tokenizer", unit=" documents", disable=None)
-    meta = make_tokenizer(tokenizer, vocab_size, (text for side, text in documents if side == "train"))
-    try:
-        meta |= encode_documents(first_mb(split(), max_mb), meta, folder)
-    except ValueError as e:
-        raise Unusable(f"tokenizer {tokenizer} cannot encode this text: {e}") from None
-    for side in ("train", "val"):
-        if not meta[side]["documents"]:
-            raise Unusable(f"the {side} split is empty: give more text, or another --val_fraction")
-    with open(f"{folder}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:
-        f.write(meta.pop("ranks"))
-    return meta
+def choose_name(dataset, path):
+    """The name of the dataset made from a file or folder: `dataset`, or a name from the path if that is the default."""
+    if dataset == "python":
+        base = os.path.basename(path)
+        dataset = re.sub(r"[^\w.-]", "_", os.path.splitext(base)[0] if os.path.isfile(path) else base)
+        if dataset.lower().removesuffix("_pairs") in ("python", "python_more", *HUB, *PAIRS_HUB):
+            raise ValueError(f"{dataset} is the name of another dataset: name yours with --dataset=NAME")
+    if not re.fullmatch(r"\w[\w.-]*", dataset) or dataset.endswith((".tmp", ".old")):
+        raise ValueError(f"dataset {dataset!r} names a folder: use letters, digits, ., - and _, without .tmp or .old")
+    return dataset
 
 
 def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_mb, data_dir):
-    """Make the dataset that the settings describe and return its meta; an error ends the program."""
-    options = dict(locals())
+    """Make the dataset that the settings describe, and return its meta.
+
+    Raises ValueError for settings and text that cannot be used, and OSError if reading or writing fails.
+    """
+    options, skipped = dict(locals()), {}
     tokenizers = ["bpe", "byte", *tiktoken.list_encoding_names()]
     if tokenizer not in tokenizers:
-        fail(f"unknown tokenizer {tokenizer!r}; there are {', '.join(tokenizers)}")
-    if tokenizer == "bpe" and not 257 < vocab_size <= 2 ** 20:
-        fail(f"vocab_size is {vocab_size}, but goes from 258 (256 bytes, a merge, end of text) to {2 ** 20}")
+        raise ValueError(f"unknown tokenizer {tokenizer!r}; choose one of {', '.join(tokenizers)}")
     if val_fraction == "auto":
         val_fraction = 0.005 if dataset in HUB and not input else 0.1
-    if isinstance(val_fraction, str) or not 0 < val_fraction < 1:
-        fail(f"val_fraction is {val_fraction}, but lies between 0 and 1")
-    if max_mb < 0:
-        fail(f"max_mb is {max_mb}; 0 takes all text")
-    source = input or (HUB[dataset][0]["path"] if dataset in HUB else "Python source")
     if input:
-        path = Path(os.path.expanduser(input)).resolve()
-        if not os.path.isfile(path) and not (os.path.isdir(path) and any(path.rglob("*.txt"))):
-            fail(f"no file {input}, and no folder with .txt files")
-        if dataset == "python":
-            dataset = re.sub(r"[^\w.-]", "_", path.stem if path.is_file() else path.name)
+        source, path = input, os.path.realpath(os.path.expanduser(input))
+        skipped, dataset = find_files(path)[1], choose_name(dataset, path)
 
         def split():
             return split_documents(read_input(path, text_key), val_fraction)
     elif dataset == "python":
-        split = partial(split_python, val_fraction)
+        source, split = "Python source", partial(split_python, val_fraction)
     elif dataset in HUB:
-        split = partial(split_hub, dataset, val_fraction)
+        source, split = HUB[dataset][0]["path"], partial(split_hub, dataset, val_fraction)
     else:
-        fail(f"unknown dataset {dataset!r}; there are python, {', '.join(HUB)}, and --input=FILE")
-    if not re.fullmatch(r"\w[\w.-]*", dataset):
-        fail(f"dataset {dataset!r} names a folder: use letters, digits, dots, - and _")
+        raise ValueError(f"unknown dataset {dataset!r}; choose one of python, {', '.join(HUB)}, and --input=FILE")
 
     folder = os.path.join(data_dir, dataset)
     with replacing_folder(folder, FILES) as temporary:
-        try:
-            meta = {"name": dataset, "source": source, "options": options}
-            meta |= write_dataset(split, tokenizer, vocab_size, max_mb, temporary)
-        except Unusable as e:
-            fail(*e.args)
+        documents = first_mb(split(), min(max_mb or TOKENIZER_MB, TOKENIZER_MB))
+        with tqdm(documents, desc="reading for the tokenizer", unit=" documents", disable=None) as documents:
+            texts = (text for side, text in documents if side == "train")
+            made = make_tokenizer(tokenizer, vocab_size, texts)
+        meta = {"name": dataset, "source": source, "options": options} | made
+        meta |= encode_documents(first_mb(split(), max_mb), made, temporary)
+        for side in ("train", "val"):
+            if not meta[side]["documents"]:
+                raise ValueError(f"the {side} split is empty: give more text, or another --val_fraction")
+        with open(f"{temporary}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:
+            f.write(meta.pop("ranks"))
         write_meta(temporary, meta)
     if tokenizer == "bpe" and meta["vocab_size"] < vocab_size:
         print(f"the text is too short for {vocab_size} ids; the vocabulary has {meta['vocab_size']}")
+    if skipped:
+        print(f"skipped in {input}:", ", ".join(f"{n} {what}" for what, n in sorted(skipped.items())))
     train, val = meta["train"], meta["val"]
     print(f"{folder}: {train['tokens']:,} tokens to train on and {val['tokens']:,} to validate on, "
-          f"{train['bytes'] / train['tokens']:.2f} bytes each")
-    print(f"next: python train.py --dataset={dataset}")
+          f"{train['bytes'] / train['tokens']:.2f} bytes each\nnext: python train.py --dataset={dataset}")
     return meta
 
 
-if __name__ == "__main__":
-    config = configure(sys.argv[1:], __file__)
-    for_pairs = {key: config.pop(key) for key in ("pairs", "query_key", "passage_key")}
-    if for_pairs["pairs"]:
-        prepare_pairs(**for_pairs, **{key: config[key] for key in ("dataset", "val_fraction", "data_dir")})
+def unique(pairs):
+    """Pairs without blank texts, each once; a passage stays on the side where it came first.
+
+    Texts that differ only in white space count as the same.
+    """
+    sides, seen = {}, set()
+    for side, query, passage in pairs:
+        text, pair = fingerprint(passage), fingerprint(passage) + fingerprint(query)
+        is_blank = not query.strip() or not passage.strip()
+        if not is_blank and sides.setdefault(text, side) == side and pair not in seen:
+            seen.add(pair)
+            yield side, query, passage
+
+
+def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir):
+    """Make the set of pairs that the settings describe, and return its meta. Raises like prepare."""
+    options, path = dict(locals()), os.path.expanduser(pairs)
+    val_fraction = 0.1 if val_fraction == "auto" else val_fraction
+    if pairs in ("python", "python_more"):
+        name, split = pairs, split_python_pairs(val_fraction, more=pairs == "python_more")
+    elif os.path.isfile(path):
+        name = choose_name(dataset, path)
+        read_rows = READERS.get(os.path.splitext(path)[1].lower(), read_jsonl)
+        split = split_rows(read_rows(path), query_key, passage_key, val_fraction)
+    elif pairs in PAIRS_HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", pairs) and not pairs.lower().endswith(tuple(READERS)):
+        load, query_key, passage_key = PAIRS_HUB.get(pairs, ({"path": pairs}, query_key, passage_key))
+        name = pairs.split("/")[-1]
+        split = split_rows(read_hub(load, "train"), query_key, passage_key, val_fraction)
     else:
-        prepare(**config)
+        raise ValueError(f"no file {pairs}, and no set of pairs of that name; choose one of python, python_more, "
+                         f"{', '.join(PAIRS_HUB)}, owner/name on the hub, and a file")
+    name = f"{name}_pairs" if dataset == "python" else choose_name(dataset, path)
+
+    folder, counts = os.path.join(data_dir, name), {"train": 0, "val": 0}
+    with replacing_folder(folder, PAIR_FILES) as temporary:
+        with (open(f"{temporary}/train.jsonl", "w", encoding="utf-8", newline="\n") as train,
+              open(f"{temporary}/val.jsonl", "w", encoding="utf-8", newline="\n") as val,
+              tqdm(unique(split), desc="pairs", unit=" pairs", disable=None) as bar):
+            for side, query, passage in bar:
+                file = train if side == "train" else val
+                file.write(json.dumps({"query": query, "passage": passage}) + "\n")
+                counts[side] += 1
+        if not counts["train"] or not counts["val"]:
+            raise ValueError(f"{pairs} gives {counts['train']} pairs to train on and {counts['val']} to hold out: give "
+                             "more pairs, or another --val_fraction")
+        meta = {"name": name, "options": options, "pairs": counts}
+        write_meta(temporary, meta)
+    print(f"{folder}: {counts['train']:,} pairs to train on, {counts['val']:,} held out")
+    return meta
+
+
+def main(args):
+    """Make the dataset, or the pairs, that the settings describe."""
+    if args.pairs and args.input:
+        raise ValueError("--pairs makes pairs for retrieve.py, --input makes a dataset for train.py: give one of them")
+    if args.pairs:
+        return prepare_pairs(args.pairs, args.dataset, args.query_key, args.passage_key, args.val_fraction,
+                             args.data_dir)
+    return prepare(args.dataset, args.input, args.tokenizer, args.vocab_size, args.text_key, args.val_fraction,
+                   args.max_mb, args.data_dir)
+
+
+if __name__ == "__main__":
+    run_script(main, "prepare.py")

@@ -1,380 +1,436 @@
 """
-Train a language model: on a laptop, a GPU, or many (arXiv 2409.01482, sections 2 and 4).
+Train a language model on a laptop, on one GPU, or on many (arXiv 2409.01482, sections 2 and 4).
 
-    python train.py config/mixer_tiny.py                         # two cores, two minutes
-    python train.py config/mixer_tiny.py --model_type=llama      # any key below or in model.py's ModelConfig
+    python train.py config/mixer_tiny.py                         # two cores, a minute or two
+    python train.py config/mixer_tiny.py --model_type=llama      # any key below, or in model.py's ModelConfig
     python train.py config/mixer_tiny.py --init_from=resume      # go on where it stopped, exactly
+    python train.py config/mixer_tiny.py --eval_only=true        # evaluate a finished run
     torchrun --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
 
-Writes into out_dir: ckpt.pt (the last), best.pt (lowest validation loss), log.csv, config.json and loss.png.
+It writes into out_dir: ckpt.pt (the last), best.pt (lowest validation loss), log.csv, config.json and loss.png.
 """
-import csv
 import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import (autocast, choose_device, choose_dtype, clip_gradients, measure_peak_flops, peak_memory_mb,
-                    replacing)
-from configurator import configure, fail
-from dataset import (build_tokenizer, get_batch, load_meta, load_tokens, prepare_missing, stream_text,
-                     training_windows, validation_windows)
-from figures import plot_logs
-from model import ModelConfig
-from objectives import OBJECTIVES
-from runs import load_checkpoint, start_log
-from sample import generate
+from configurator import run_script
+from lib.data import (build_tokenizer, load_meta, load_tokens, prepare_missing, stream_text, training_windows,
+                      validation_windows)
+from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
+                        measure_peak_flops, peak_memory_mb, setup, uncompile_model)
+from lib.objectives import build_model
+from lib.plots import plot_logs
+from lib.runs import StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing, start_log
 
 # defaults: change them by a config file and by --key=value
-out_dir = "out"                   # folder of the run
-eval_interval = 500               # iterations between evaluations, each followed by a checkpoint
-eval_iters = 20                   # an evaluation reads 32 * eval_iters windows, always the same
-log_interval = 10                 # iterations between lines of the log
-objective = "causal"              # causal: the next token | autoencode | bidirectional (objectives.py)
-init_from = "scratch"             # scratch | resume | path of a checkpoint whose weights are the start
+out_dir = "out/{model_type}"      # folder of the run; {model_type} stands for the name of the architecture
+eval_interval = 500               # [1, inf) iterations between evaluations, each followed by a checkpoint
+eval_iters = 20                   # [1, inf) an evaluation reads 32 * eval_iters windows, always the same ones
+eval_only = False                 # evaluate the checkpoint in out_dir, and end
+log_interval = 10                 # [1, inf) iterations between lines of the log
+objective = "causal"              # causal | autoencode | bidirectional: see lib/objectives.py
+init_from = "scratch"             # scratch, resume, or a checkpoint or run whose weights are the start
 dataset = "python"                # folder in data_dir, made by prepare.py
-data_dir = "data"                 # where datasets are
-batch_size = 32                   # B: windows of block_size tokens in a forward pass
-gradient_accumulation_steps = 1   # forward passes an iteration, over all processes
-max_iters = 100_000               # the run ends when the first of three budgets is used up; 0: no limit
-max_tokens = 0                    # tokens to train on; 0: no limit
-max_seconds = 0.0                 # seconds of training, not of compilation and evaluation; 0: no limit
-learning_rate = 5e-4              # peak of the schedule
-weight_decay = 0.1                # of matrices and embeddings
-beta1 = 0.9                       # AdamW
-beta2 = 0.95                      # AdamW
-grad_clip = 1.0                   # largest norm of the gradient; 0.0: no clipping
-decay_lr = True                   # False keeps learning_rate after the warm-up
-schedule = "cosine"               # cosine | linear, from learning_rate down to min_lr
-warmup_iters = 500                # iterations of linear rise to learning_rate
-lr_decay_iters = 0                # iteration at which min_lr is reached; 0: the end of the budget
-min_lr = 0.0                      # learning rate at the end
-device = "auto"                   # auto | cpu | cuda | cuda:1 | mps
-dtype = "auto"                    # auto | float32 | bfloat16 | float16, of the matmuls; weights are float32
-compile = True                    # torch.compile; where it does not work, the run goes on without
-backend = "auto"                  # of torchrun: auto | nccl | gloo
-seed = 1337                       # of initial weights, order of the data and dropout
-sample_tokens = 200               # tokens of sample text printed at the end
+data_dir = "data"                 # folder of the datasets
+batch_size = 32                   # [1, inf) B: windows of block_size tokens in a forward pass
+gradient_accumulation_steps = 1   # [1, inf) forward passes per iteration, over all processes
+max_iters = 100_000               # [0, inf) the run ends when the first of three budgets is used up; 0: no limit
+max_tokens = 0                    # [0, inf) tokens to train on; 0: no limit
+max_seconds = 0.0                 # [0, inf) seconds of training, without compilation and evaluation; 0: no limit
+learning_rate = 5e-4              # (0, inf) peak of the learning rate
+weight_decay = 0.1                # [0, inf) AdamW: decay of matrices and embeddings
+beta1 = 0.9                       # [0, 1) AdamW: memory of the gradient
+beta2 = 0.95                      # [0, 1) AdamW: memory of its square
+grad_clip = 1.0                   # [0, inf) largest norm of the gradient; 0: no clipping
+decay_lr = True                   # false keeps learning_rate after the warm-up
+schedule = "cosine"               # cosine | linear: from learning_rate down to min_lr
+warmup_iters = 500                # [0, inf) iterations of linear rise to learning_rate
+lr_decay_iters = 0                # [0, inf) iteration at which min_lr is reached; 0: the end of the budget
+min_lr = 0.0                      # [0, inf) learning rate at the end
+device = "auto"                   # auto, cpu, cuda, cuda:1 or mps
+dtype = "auto"                    # auto | float32 | bfloat16 | float16: format of the matmuls; weights stay float32
+compile = True                    # torch.compile; where it does not work, the run goes on without it
+fast = True                       # faster equals of four functions of model.py (lib/fast.py)
+backend = "auto"                  # auto | nccl | gloo: how the processes of torchrun exchange gradients
+seed = 1337                       # [0, inf) fixes initial weights, order of the data and dropout
+sample_tokens = 200               # [0, inf) tokens of sample text printed at the end
 wandb_log = False                 # log to Weights & Biases too (pip install wandb)
 # end of defaults
-here = os.path.dirname(os.path.abspath(__file__))
-config = configure(sys.argv[1:], __file__, os.path.join(here, "model.py"))
-globals().update(config)
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends
-for key in "eval_interval", "eval_iters", "log_interval", "batch_size", "gradient_accumulation_steps":
-    if config[key] < 1:
-        fail(f"{key} must be 1 or more; got {config[key]}")
-if min(max_iters, max_tokens, max_seconds) < 0 or not max(max_iters, max_tokens, max_seconds):
-    fail("give the run a budget: max_iters, max_tokens or max_seconds above 0, and none below")
-if not 0 < learning_rate < math.inf:
-    fail(f"learning_rate must be a positive number; got {learning_rate}")
-for key, choices in ("schedule", ("cosine", "linear")), ("objective", OBJECTIVES):
-    if config[key] not in choices:
-        fail(f"{key} must be {' or '.join(choices)}; got {config[key]!r}")
-
-# ------------------------------------------------------------------------------------------------------------
-# processes and device; torchrun sets RANK, LOCAL_RANK and WORLD_SIZE
-
-rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-ddp, master = world_size > 1, rank == 0
-if ddp and device in ("auto", "cuda") and torch.cuda.is_available():
-    device = f"cuda:{os.environ['LOCAL_RANK']}"
-device = choose_device(device)
-dtype = choose_dtype(dtype, device)
-dtype_name = str(dtype).removeprefix("torch.")
-if device.type == "cuda":
-    torch.cuda.set_device(device)
-if gradient_accumulation_steps % world_size:
-    fail(f"gradient_accumulation_steps {gradient_accumulation_steps} is no multiple of {world_size} ranks")
-if ddp:
-    import torch.distributed.nn  # noqa: F401 - imported later, its default arguments would hold the group
-    dist.init_process_group(("nccl" if device.type == "cuda" else "gloo") if backend == "auto" else backend)
-torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on CUDA
-
-
-def say(message):
-    if master:
-        print(message, flush=True)
-
-
-def across_ranks(values, op=dist.ReduceOp.SUM):
-    """Floats reduced over all processes, so that all of them decide alike."""
-    if not ddp:
-        return values
-    values = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(values, op)
-    return values.tolist()
-
-
-# ------------------------------------------------------------------------------------------------------------
-# data
-
-folder = os.path.join(data_dir, dataset)
-if dataset == "python" and master:
-    prepare_missing(folder, "--dataset=python")
-if ddp:
-    dist.barrier()
-meta = load_meta(folder)
-data = {split: load_tokens(folder, split, meta) for split in ("train", "val")}
-block_size = config["block_size"]
-for split, tokens in data.items():
-    if len(tokens) <= 2 * block_size:
-        fail(f"{folder}/{split}.bin has {len(tokens)} tokens, too few for block_size {block_size}: prepare "
-             "more text, or choose a smaller --block_size")
-tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
-
-# ------------------------------------------------------------------------------------------------------------
-# model and optimizer: new, or as a checkpoint left them
-
-try:
-    model_config = ModelConfig(**{f.name: config[f.name] for f in fields(ModelConfig) if f.name in config},
-                               vocab_size=meta["vocab_size"])
-except ValueError as e:
-    fail(e)
-torch.manual_seed(seed)
-raw_model = OBJECTIVES[objective](model_config).to(device)
-optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2))
-scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-ckpt_path, log_path = os.path.join(out_dir, "ckpt.pt"), os.path.join(out_dir, "log.csv")
-# What changes from one iteration to the next, besides weights and optimizer. position: where the order of the
-# data stands; loss_sum and loss_count: of the iterations since the last line of the log.
-state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
-         "val_loss": math.nan, "best_val_loss": math.inf}
-if init_from != "scratch":
-    path = ckpt_path if init_from == "resume" else os.path.expanduser(init_from)
-    checkpoint = load_checkpoint(path)
-    known = {"objective": "causal"} | checkpoint["config"] | asdict(ModelConfig(**checkpoint["model_config"]))
-    for key, value in (asdict(model_config) | {"objective": objective}).items():
-        if known[key] != value and key != "dropout":
-            fail(f"{path} was trained with {key}={known[key]}, not {value}: use its config and dataset")
-    if checkpoint["meta"]["ranks"] != meta["ranks"]:
-        fail(f"{path} was trained with another tokenizer than that of {folder}")
-    raw_model.load_state_dict(checkpoint["model"])
-    if init_from == "resume":
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scaler.load_state_dict(checkpoint["scaler"])
-        state |= checkpoint["state"]
-    del checkpoint  # or its copy of the weights stays in memory
-start_iter = state["iter"]
-flops_per_token = 3 * raw_model.estimate_flops()  # forward, and twice that backward
-peak_flops = measure_peak_flops(device, dtype) * world_size
-say("\n".join(f"{role:12}{n:>12,} parameters" for role, n in raw_model.parameter_counts().items()))
-say(f"{model_config.model_type} on {device} in {dtype_name}: {flops_per_token / 1e6:.1f} MFLOP a token, "
-    f"{tokens_per_iter:,} tokens an iteration; a large matmul reaches {peak_flops / 1e12:.2f} TFLOP/s here")
-
-# ------------------------------------------------------------------------------------------------------------
-# log: a line on the terminal and a row in log.csv, of which a resumed run keeps what its checkpoint knows of
 
 COLUMNS = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu".split(",")
-if master:
-    start_log(out_dir, COLUMNS, keep_until=start_iter if init_from == "resume" else None)
-    with replacing(os.path.join(out_dir, "config.json"), "w") as f:
-        used = dict(device=str(device), dtype=dtype_name, processes=world_size, torch=torch.__version__)
-        json.dump(config | asdict(model_config) | used, f, indent=1)
-if wandb_log and master:
-    try:
-        import wandb
-    except ImportError:
-        fail("wandb_log needs the package wandb: pip install wandb")
-    wandb.init(project="masked-mixers", name=out_dir, config=config)
-
-
-def log(row, progress):
-    """row: {column: number}, None where there is no value. Terminal, log.csv and wandb."""
-    val = f"{row['val_loss']:.4f} ({row['val_bpb']:.3f} bits a byte)" if row["val_loss"] else ""
-    eta = row["seconds"] / progress - row["seconds"] if progress else 0
-    train = f"{row['train_loss']:7.4f}" if row["train_loss"] else "      -"
-    say(f"iter {row['iter']:6d} | train {train} | lr {row['lr']:.2e} | "
-        f"norm {row['grad_norm']:6.3f} | {row['tok_per_sec']:9,.0f} tok/s | mfu {100 * row['mfu']:4.1f}% | "
-        f"eta {time.strftime('%H:%M:%S', time.gmtime(eta))}" + (f" | val {val}" if val else ""))
-    if master:
-        try:
-            with open(log_path, "a", encoding="utf-8", newline="") as f:
-                csv.writer(f, lineterminator="\n").writerow(
-                    "" if row[key] is None else f"{row[key]:.7g}" for key in COLUMNS)
-        except OSError as e:
-            fail(f"cannot write {log_path}: {e.strerror.lower()}", status=1)
-    if wandb_log and master:
-        wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
 
 
 # ------------------------------------------------------------------------------------------------------------
-# gradients, optimizer step, evaluation, saving
+# one training step
 
-def forward_backward(position):
-    """Gradients of the iteration whose windows begin at `position`; returns the next position and the mean
-    loss, a tensor: nothing waits for the device. Processes share the same windows, whatever their number."""
-    starts, position = training_windows(len(data["train"]), block_size, seed, position,
-                                        gradient_accumulation_steps * batch_size)
-    micro_batches = [starts[i:i + batch_size] for i in range(0, len(starts), batch_size)][rank::world_size]
-    loss_sum = torch.zeros((), device=device)
+
+def get_batch(data, starts, block_size, device):
+    """Token ids idx and, shifted by one, targets: both (len(starts), block_size), int64, on `device`."""
+    windows = np.stack([data[start:start + block_size + 1] for start in starts])          # (B, T + 1)
+    windows = torch.from_numpy(windows.astype(np.int64))
+    if device.type == "cuda":
+        windows = windows.pin_memory().to(device, non_blocking=True)  # the copy runs beside the computation
+    else:
+        windows = windows.to(device)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def forward_backward(run, starts):
+    """Leave the gradients of the windows at `starts` in the model; returns the mean loss, a tensor.
+
+    The tensor is not read here, so that nothing waits for the device. Each process takes its share of the windows.
+    """
+    B, T = run.args.batch_size, run.model_config.block_size
+    micro_batches = [starts[i:i + B] for i in range(0, len(starts), B)][run.rank::run.world_size]
+    loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
-        idx, targets = get_batch(data["train"], micro_batch, block_size, device)
-        last = i == len(micro_batches) - 1  # processes exchange gradients once, in the last backward pass
-        with nullcontext() if last or not ddp else model.no_sync():
-            with autocast(device, dtype):
-                loss = model(idx, targets, return_logits=False)[1] / len(micro_batches)
-            scaler.scale(loss).backward()
+        idx, targets = get_batch(run.data["train"], micro_batch, T, run.device)
+        is_last = i == len(micro_batches) - 1
+        # Processes exchange gradients once per iteration, in the last backward pass.
+        with nullcontext() if is_last or run.world_size == 1 else run.model.no_sync():
+            with autocast(run.device, run.dtype):
+                loss = run.model(idx, targets, return_logits=False)[1] / len(micro_batches)
+            run.scaler.scale(loss).backward()
         loss_sum += loss.detach()
-    return position, loss_sum
+    return loss_sum
 
 
-def optimizer_step(lr):
-    """Clip, update, forget the gradients; returns their norm before clipping, a tensor."""
-    scaler.unscale_(optimizer)
-    norm = clip_gradients(raw_model, grad_clip)
-    for group in optimizer.param_groups:
+def optimizer_step(run, lr):
+    """Clip the gradients, update the weights, drop the gradients; returns their norm before clipping, a tensor."""
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.raw_model.parameters(), run.args.grad_clip or math.inf)
+    for group in run.optimizer.param_groups:
         group["lr"] = lr
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
     return norm
 
 
+def learning_rate_at(it, progress, args):
+    """Warm-up, then decay from learning_rate to min_lr; progress is the used share of the budget, 0 to 1."""
+    if it < args.warmup_iters:
+        return args.learning_rate * (it + 1) / args.warmup_iters
+    if not args.decay_lr:
+        return args.learning_rate
+    if args.lr_decay_iters:
+        progress = it / args.lr_decay_iters
+    progress = min(progress, 1.0)
+    share = 1 - progress if args.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return args.min_lr + (args.learning_rate - args.min_lr) * share
+
+
+# ------------------------------------------------------------------------------------------------------------
+# evaluation, log, checkpoints
+
+
 @torch.no_grad()
-def evaluate():
-    """Mean loss, in nats a token, over the fixed validation windows, shared among the processes."""
+def evaluate(model, data, block_size, n_windows, batch_size, device, dtype, rank=0, world_size=1):
+    """Mean loss in nats per token over the fixed validation windows of `data`, shared among the processes."""
+    was_training = model.training
     model.eval()
-    starts = validation_windows(len(data["val"]), block_size, 32 * eval_iters)[rank::world_size].tolist()
+    starts = validation_windows(len(data), block_size, n_windows)[rank::world_size].tolist()
     total = 0.0
     for i in range(0, len(starts), batch_size):
         batch = starts[i:i + batch_size]
-        filled = batch + [0] * (batch_size - len(batch))  # or the last, smaller batch would be compiled anew
-        idx, targets = get_batch(data["val"], filled, block_size, device)
-        targets = torch.where(torch.arange(batch_size, device=device)[:, None] < len(batch), targets, -1)
+        filled = batch + [0] * (batch_size - len(batch))  # a smaller last batch would be compiled anew
+        idx, targets = get_batch(data, filled, block_size, device)
+        is_filler = torch.arange(batch_size, device=device)[:, None] >= len(batch)        # (B, 1)
+        targets = targets.masked_fill(is_filler, -1)
         with autocast(device, dtype):
             total += model(idx, targets, return_logits=False)[1].item() * len(batch)
-    model.train()
-    total, count = across_ranks([total, len(starts)])
+    model.train(was_training)
+    total, count = across_ranks([total, len(starts)], device)
     return total / count
 
 
-def save(name):
-    with replacing(os.path.join(out_dir, name)) as f:
-        torch.save({"model": raw_model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(), "state": state, "model_config": asdict(model_config),
-                    "config": config, "meta": meta, "peak_memory_mb": peak_memory_mb(device)}, f)
+def evaluate_run(run):
+    """Validation loss of the run, by its settings."""
+    return evaluate(run.raw_model, run.data["val"], run.model_config.block_size, 32 * run.args.eval_iters,
+                    run.args.batch_size, run.device, run.dtype, run.rank, run.world_size)
 
 
-def learning_rate_at(it, progress):
-    """Warm-up, then decay to min_lr; progress is the share of the budget that is used, 0 to 1."""
-    if it < warmup_iters:
-        return learning_rate * (it + 1) / warmup_iters
-    if not decay_lr:
-        return learning_rate
-    progress = min(it / lr_decay_iters if lr_decay_iters else progress, 1.0)
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
-    return min_lr + (learning_rate - min_lr) * share
+def save(run):
+    """Write all that the run needs to go on exactly into ckpt.pt, and into best.pt if it is the best so far."""
+    state = run.state
+    is_best = state["val_loss"] <= state["best_val_loss"]
+    state["best_val_loss"] = min(state["val_loss"], state["best_val_loss"])
+    checkpoint = {"made_by": "train.py", "model": run.raw_model.state_dict(), "optimizer": run.optimizer.state_dict(),
+                  "scaler": run.scaler.state_dict(), "state": state, "model_config": asdict(run.model_config),
+                  "config": vars(run.args), "meta": run.meta, "model_py": run.model_py,
+                  "peak_memory_mb": peak_memory_mb(run.device)}
+    for name in ("best.pt", "ckpt.pt") if is_best else ("ckpt.pt",):
+        with replacing(os.path.join(run.out_dir, name)) as f:
+            torch.save(checkpoint, f)
+
+
+def show(row, progress):
+    """Print a line of the log; progress, the used share of the budget, tells how long the rest takes."""
+    left = int(row["seconds"] / progress - row["seconds"]) if progress else 0
+    line = (f"iter {row['iter']:6d} | train {row['train_loss'] or math.nan:7.4f} | lr {row['lr']:.2e} | "
+            f"norm {row['grad_norm']:6.3f} | {row['tok_per_sec']:9,.0f} tok/s | mfu {100 * row['mfu']:4.1f}% | "
+            f"eta {left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}")
+    if row["val_loss"]:
+        line += f" | val {row['val_loss']:.4f} ({row['val_bpb']:.3f} bits per byte)"
+    print(line, flush=True)
+
+
+def log(run, lr, norm, progress, speed, evaluates):
+    """Write a row of the log, after an evaluation if it is due. Raises FloatingPointError if the loss is not finite."""
+    state, val = run.state, run.meta["val"]
+    train_loss, = across_ranks([state["loss_sum"] / run.world_size], run.device)
+    train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
+    val_loss = evaluate_run(run) if evaluates else None
+    if not math.isfinite(train_loss or 0) or not math.isfinite(val_loss or 0):
+        raise FloatingPointError(
+            f"the loss is not finite at iteration {state['iter']}; {run.out_dir} keeps the last good checkpoint: "
+            "resume it with a lower --learning_rate, or train anew with a longer --warmup_iters")
+    if run.rank != 0:
+        return
+    if evaluates:
+        state["val_loss"] = val_loss
+    bits_per_byte = val_loss / math.log(2) * val["tokens"] / val["bytes"] if evaluates else None
+    row = dict(iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
+               val_loss=val_loss, val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+               mfu=speed * run.flops_per_token / run.peak_flops)
+    show(row, min(progress, 1))
+    append_row(os.path.join(run.out_dir, "log.csv"), [row[column] for column in COLUMNS])
+    if run.wandb:
+        run.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
 
 
 # ------------------------------------------------------------------------------------------------------------
-# compilation, before the clock starts: gradients that nobody uses, and one evaluation
-
-distribute = DistributedDataParallel if ddp else lambda module: module
-model = distribute(torch.compile(raw_model) if compile else raw_model)
-clock = time.perf_counter()
-try:
-    forward_backward(state["position"])
-    evaluate()
-    say(f"ready in {time.perf_counter() - clock:.0f} s")
-except torch.OutOfMemoryError:
-    fail("out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same factor", 1)
-except Exception as e:  # no C++ compiler, an unsupported platform: torch raises many types here
-    if not compile:
-        raise
-    say(f"torch.compile does not work here ({type(e).__name__}): going on without it, slower")
-    model = distribute(raw_model)
-optimizer.zero_grad(set_to_none=True)
-
-# ------------------------------------------------------------------------------------------------------------
-# the loop; Ctrl-C or SIGTERM end it after the iteration, with a checkpoint, and a second one at once
-
-caught = []
+# the loop
 
 
-def catch(number, frame):
-    caught.append(number)
-    signal.signal(number, signal.SIG_DFL)
+def train(run, stop):
+    """Train until a budget is used up, or until a signal stops the run; returns the signal's number or 0."""
+    args, state = run.args, run.state
+    windows_per_iter = args.gradient_accumulation_steps * args.batch_size
+    loss_sum, norm = torch.tensor(state["loss_sum"], device=run.device), torch.zeros(())
+    clock, first_iter = time.perf_counter(), state["iter"]
+    logged_tokens, logged_seconds = state["tokens"], state["seconds"]
+    while True:
+        it = state["iter"]
+        seconds, caught = across_ranks([state["seconds"] + time.perf_counter() - clock, float(stop.caught)],
+                                       run.device, dist.ReduceOp.MAX)
+        used = [(it, args.max_iters), (state["tokens"], args.max_tokens), (seconds, args.max_seconds)]
+        progress = max(amount / budget for amount, budget in used if budget)
+        lr = learning_rate_at(it, progress, args)
+        done = progress >= 1 or caught
+        evaluates = (done or it % args.eval_interval == 0) and (it > first_iter or not run.resumed)
 
+        if evaluates or (it % args.log_interval == 0 and it > first_iter):
+            state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
+            state["seconds"] += time.perf_counter() - clock  # stands still during evaluation and saving
+            speed = (state["tokens"] - logged_tokens) / max(state["seconds"] - logged_seconds, 1e-9)
+            logged_tokens, logged_seconds = state["tokens"], state["seconds"]
+            log(run, lr, norm, progress, speed, evaluates)
+            if it % args.log_interval == 0:
+                state["loss_sum"], state["loss_count"] = 0.0, 0
+                loss_sum.zero_()
+            if evaluates and run.rank == 0:
+                save(run)
+            clock = time.perf_counter()
+        if done:
+            return int(caught)
 
-signal.signal(signal.SIGINT, catch)
-signal.signal(signal.SIGTERM, catch)
-loss_sum, norm = torch.tensor(state["loss_sum"], device=device), torch.zeros(())
-clock, row_tokens, row_seconds = time.perf_counter(), state["tokens"], state["seconds"]
-while True:
-    it = state["iter"]
-    seconds, stopped = across_ranks([state["seconds"] + time.perf_counter() - clock, float(bool(caught))],
-                                    dist.ReduceOp.MAX)
-    progress = max(used / budget for used, budget in
-                   ((it, max_iters), (state["tokens"], max_tokens), (seconds, max_seconds)) if budget)
-    lr = learning_rate_at(it, progress)
-    done = progress >= 1 or stopped
-    # a resumed run finds its first evaluation in the log already, be it the last one
-    evaluates = (done or it % eval_interval == 0) and (it > start_iter or init_from != "resume")
+        torch.manual_seed(args.seed + 1 + it * run.world_size + run.rank)  # for dropout, without a state to save
+        starts, state["position"] = training_windows(len(run.data["train"]), run.model_config.block_size, args.seed,
+                                                     state["position"], windows_per_iter)
+        loss_sum += forward_backward(run, starts)
+        norm = optimizer_step(run, lr)
+        state["iter"] += 1
+        state["loss_count"] += 1
+        state["tokens"] += windows_per_iter * run.model_config.block_size
 
-    if evaluates or it % log_interval == 0 and it > start_iter:
-        state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
-        state["seconds"] += time.perf_counter() - clock  # stands still while the model is evaluated and saved
-        train_loss, = across_ranks([state["loss_sum"] / world_size])
-        train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
-        val_loss = evaluate() if evaluates else None
-        if not math.isfinite(train_loss or 0) or not math.isfinite(val_loss or 0):
-            fail(f"the loss is not finite at iteration {it}; {out_dir} keeps the last good checkpoint: "
-                 "resume it with a lower --learning_rate, or train anew with a longer --warmup_iters", 1)
-        speed = (state["tokens"] - row_tokens) / max(state["seconds"] - row_seconds, 1e-9)
-        bpb = val_loss / math.log(2) * meta["val"]["tokens"] / meta["val"]["bytes"] if evaluates else None
-        log(dict(iter=it, tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
-                 val_loss=val_loss, val_bpb=bpb, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
-                 mfu=speed * flops_per_token / peak_flops), min(progress, 1))
-        row_tokens, row_seconds = state["tokens"], state["seconds"]
-        if it % log_interval == 0:
-            state["loss_sum"], state["loss_count"] = 0.0, 0
-            loss_sum.zero_()
-        if evaluates and master:
-            state |= {"val_loss": val_loss, "best_val_loss": min(val_loss, state["best_val_loss"])}
-            if val_loss == state["best_val_loss"]:
-                save("best.pt")
-            save("ckpt.pt")
-        clock = time.perf_counter()
-    if done:
-        break
-
-    torch.manual_seed(seed + 1 + it * world_size + rank)  # of dropout; by iteration: no state to save
-    state["position"], loss = forward_backward(state["position"])
-    norm = optimizer_step(lr)
-    loss_sum += loss
-    state["loss_count"] += 1
-    state["iter"] += 1
-    state["tokens"] += tokens_per_iter
 
 # ------------------------------------------------------------------------------------------------------------
-# the end: the curve and a sample
+# setting up a run
 
-if master:
-    say(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of "
-        f"training; validation loss {state['val_loss']:.4f} nats a token; checkpoint in {ckpt_path}")
-    plot_logs({"": log_path}, os.path.join(out_dir, "loss.png"))
-    if stopped:
+
+def check_settings(args, world_size):
+    """Settings that only make sense together. Raises ValueError."""
+    if not max(args.max_iters, args.max_tokens, args.max_seconds):
+        raise ValueError("give the run a budget: max_iters, max_tokens or max_seconds above 0")
+    if args.gradient_accumulation_steps % world_size:
+        raise ValueError(f"gradient_accumulation_steps {args.gradient_accumulation_steps} is no multiple of "
+                         f"{world_size} processes")
+    if args.max_iters and args.warmup_iters > args.max_iters:
+        print(f"warmup_iters {args.warmup_iters} is more than max_iters {args.max_iters}: the learning rate will "
+              "not reach its peak")
+
+
+def import_wandb():
+    """The package wandb, checked before anything is written. Raises ValueError without it."""
+    try:
+        import wandb
+    except ImportError:
+        wandb = None
+    if not hasattr(wandb, "init"):  # a folder named wandb can be imported too
+        raise ValueError("wandb_log needs the package wandb: pip install wandb")
+    return wandb
+
+
+def load_data(folder, block_size, rank):
+    """(meta, {"train": tokens, "val": tokens}) of a dataset. Raises ValueError if it is too short."""
+    if os.path.basename(folder) == "python" and rank == 0:
+        prepare_missing(folder, "--dataset=python")
+    if dist.is_initialized():
+        dist.barrier()
+    meta = load_meta(folder)
+    data = {split: load_tokens(folder, split, meta) for split in ("train", "val")}
+    for split, tokens in data.items():
+        if len(tokens) <= 2 * block_size:
+            raise ValueError(f"{folder}/{split}.bin has {len(tokens)} tokens, too few for block_size {block_size}: "
+                             "prepare more text, or choose a smaller --block_size")
+    return meta, data
+
+
+def restore(run, path, resume):
+    """Take the weights of a checkpoint; with `resume` also the optimizer and the state of the run.
+
+    Raises ValueError if the checkpoint is of another model or tokenizer.
+    """
+    checkpoint = load_checkpoint(path)
+    known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
+    for key, value in (asdict(run.model_config) | {"objective": run.args.objective}).items():
+        if known[key] != value and key != "dropout":
+            raise ValueError(f"{path} was trained with {key}={known[key]}, not {value}: use its config and dataset")
+    if checkpoint["meta"]["ranks"] != run.meta["ranks"]:
+        raise ValueError(f"{path} was trained with another tokenizer than that of {run.args.dataset}")
+    run.raw_model.load_state_dict(checkpoint["model"])
+    if not resume:
+        return
+    if checkpoint.get("made_by") != "train.py":
+        raise ValueError(f"{path} is a checkpoint of {checkpoint.get('made_by')}: train.py cannot resume it, but "
+                         f"start from its weights: --init_from={path}")
+    options = [(group["weight_decay"], group["betas"]) for group in run.optimizer.param_groups]
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    for group, (weight_decay, betas) in zip(run.optimizer.param_groups, options):
+        group["weight_decay"], group["betas"] = weight_decay, betas  # the command line decides, not the checkpoint
+    if checkpoint["scaler"]:  # it is empty if the run had another number format
+        run.scaler.load_state_dict(checkpoint["scaler"])
+    run.state.update(checkpoint["state"])
+    if checkpoint.get("model_py") != run.model_py:
+        print(f"model.py has changed since {path} was saved")
+        run.model_py = None  # no single version of it makes this run
+    if checkpoint["meta"]["crc32"] != run.meta["crc32"]:
+        print(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
+        run.state["best_val_loss"] = math.inf
+
+
+def build_run(args):
+    """Data, model, optimizer and state of the run that the settings describe, not compiled yet."""
+    device, dtype = setup(args.device, args.dtype, args.fast)
+    rank, world_size = join_processes(device, args.backend)
+    check_settings(args, world_size)
+    out_dir = args.out_dir.replace("{model_type}", args.model_type)
+    meta, data = load_data(os.path.join(args.data_dir, args.dataset), args.block_size, rank)
+    model_config = build_config(vars(args), meta["vocab_size"])
+    torch.manual_seed(args.seed)
+    raw_model = build_model(args.objective, model_config).to(device)
+    optimizer = raw_model.configure_optimizers(args.weight_decay, args.learning_rate, (args.beta1, args.beta2))
+    # The state is what changes from one iteration to the next, besides weights and optimizer. position says where
+    # the order of the data stands; loss_sum and loss_count are of the iterations since the last line of the log.
+    state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
+             "val_loss": math.nan, "best_val_loss": math.inf}
+    run = SimpleNamespace(
+        args=args, out_dir=out_dir, device=device, dtype=dtype, rank=rank, world_size=world_size, meta=meta,
+        data=data, model_config=model_config, raw_model=raw_model, optimizer=optimizer, state=state,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), wandb=None,
+        model_py=model_checksum(), resumed=args.init_from == "resume",
+        flops_per_token=3 * raw_model.estimate_flops())
+    if run.resumed or args.eval_only:
+        restore(run, os.path.join(out_dir, "ckpt.pt"), resume=True)
+    elif args.init_from != "scratch":
+        restore(run, os.path.expanduser(args.init_from), resume=False)
+    return run
+
+
+def compile_run(run):
+    """Compile the model by a throwaway step and an evaluation, so that compilation is not timed."""
+    run.model = DistributedDataParallel(run.raw_model) if run.world_size > 1 else run.raw_model
+    starts, _ = training_windows(len(run.data["train"]), run.model_config.block_size, run.args.seed,
+                                 run.state["position"], run.args.gradient_accumulation_steps * run.args.batch_size)
+
+    def use():
+        forward_backward(run, starts)
+        evaluate_run(run)
+    try:
+        compile_model(run.raw_model, use, run.args.compile)
+    except torch.OutOfMemoryError:
+        raise MemoryError("out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same "
+                          "factor") from None
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def start_folder(run):
+    """Make the folder of the run, with config.json and log.csv; moves aside a run that is there."""
+    start_log(run.out_dir, COLUMNS, keep_until=run.state["iter"] if run.resumed else None)
+    used = dict(device=str(run.device), dtype=dtype_name(run.dtype), processes=run.world_size,
+                torch=torch.__version__)
+    with replacing(os.path.join(run.out_dir, "config.json"), "w") as f:
+        json.dump(vars(run.args) | asdict(run.model_config) | used, f, indent=1)
+
+
+def finish(run, caught):
+    """The end of a run: a summary, the curve, and a sample or the command that goes on."""
+    state, args = run.state, run.args
+    print(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of training; "
+          f"validation loss {state['val_loss']:.4f} nats per token; checkpoint in {run.out_dir}/ckpt.pt")
+    plot_logs({args.model_type: os.path.join(run.out_dir, "log.csv")}, os.path.join(run.out_dir, "loss.png"))
+    if caught:
         arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
-        say(f"stopped by a signal; go on with: python train.py {shlex.join(arguments)} --init_from=resume")
-    elif sample_tokens and objective == "causal":
-        say(f"a sample (more: python sample.py --out_dir={shlex.quote(out_dir)}):\n")
-        raw_model.eval()
-        tokens = generate(raw_model, [[meta["eot_id"]]], sample_tokens, 0.8, top_k=200, seed=seed)
-        say("".join(stream_text(build_tokenizer(meta), (token for token, in tokens))))
-if ddp:
-    dist.barrier()  # ranks leave together: one that is still drawing would lose its connections
-    del model  # it holds the group, whose threads must not outlive the interpreter: they would abort
-    dist.destroy_process_group()
-if stopped:
-    raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))
+        print(f"stopped by a signal; go on with: python train.py {shlex.join(arguments)} --init_from=resume")
+    elif args.sample_tokens and args.objective == "causal":
+        print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}):\n")
+        uncompile_model(run.raw_model.eval())
+        tokens = run.raw_model.generate([[run.meta["eot_id"]]], args.sample_tokens, 0.8, top_k=200, seed=args.seed)
+        print("".join(stream_text(build_tokenizer(run.meta), (token for token, in tokens))))
+
+
+def main(args):
+    """Train by the settings; returns the run. SystemExit with 128 + the signal's number if one stopped it."""
+    wandb = import_wandb() if args.wandb_log else None
+    run = build_run(args)
+    say = print if run.rank == 0 else (lambda *_, **__: None)
+    if args.eval_only:
+        return print(f"validation loss {evaluate_run(run):.4f} nats per token")
+    run.peak_flops = measure_peak_flops(run.device, run.dtype) * run.world_size
+    n_params = sum(p.numel() for p in run.raw_model.parameters())
+    say(f"{args.model_type} with {n_params:,} parameters on {run.device} in {dtype_name(run.dtype)}: "
+        f"{run.flops_per_token / 1e6:.1f} MFLOP per token; a large matmul reaches {run.peak_flops / 1e12:.2f} "
+        f"TFLOP/s here", flush=True)
+    if run.rank == 0:
+        start_folder(run)
+    if wandb and run.rank == 0:
+        wandb.init(project="masked-mixers", name=run.out_dir, config=vars(args))
+        run.wandb = wandb
+    clock = time.perf_counter()
+    compile_run(run)
+    say(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
+    with StopSignals() as stop:
+        caught = train(run, stop)
+    if run.rank == 0:
+        finish(run, caught)
+    del run.model  # it holds the group of processes, whose threads must not outlive the interpreter
+    leave_processes()
+    if caught:
+        raise SystemExit(128 + caught)
+    return run
+
+
+if __name__ == "__main__":
+    run_script(main, "train.py", "model.py")

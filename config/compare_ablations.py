@@ -1,4 +1,4 @@
-# What the paper leaves open: one choice at a time, of the mixer and of the Llama, 1 M tokens each.
+# One choice of the mixer or of the Llama changed at a time, where the paper leaves it open; 1 M training tokens each.
 out_dir = "out/compare_ablations"
 base = "config/mixer_tiny.py"
 variants = {

@@ -1,5 +1,6 @@
-# A text through one vector (paper, section 2). With rotary positions the decoder's attention cannot tell its
-# positions apart (objectives.py), so the Llama is also given learned ones, and with these the mixer too.
+# Autoencoding: a text passes through one vector (paper, section 2). With rotary positions the decoder's attention
+# cannot tell its positions apart (lib/objectives.py). So the Llama is also trained with learned positions, and so is
+# the mixer, for comparison.
 out_dir = "out/compare_autoencode"
 base = "config/mixer_tiny.py"
 variants = {

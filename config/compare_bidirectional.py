@@ -1,4 +1,5 @@
-# Prediction of a token from all others, in two streams that meet before the head (paper, section 2).
+# Bidirectional prediction: a token is predicted from all others by two streams, which meet before the head (paper,
+# section 2). The causal models stand beside it.
 out_dir = "out/compare_bidirectional"
 base = "config/mixer_tiny.py"
 variants = {

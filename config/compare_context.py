@@ -1,6 +1,7 @@
-# Where do mixer and llama cross? Windows of 32 to 512 tokens, 2048 tokens a step: C 128, L 4. Both also with
-# the embd_std that suits them better (compare_ablations.py). A loss compares within a length only.
-# At equal tokens: --budget=tokens --amount=1e6 --out_dir=out/compare_context_tokens. Other text: --dataset=X
+# At which window length T do mixer and Llama cross? T is 32 to 512, and each step trains on 2048 tokens: C 128, L 4.
+# Both models are also trained with the embd_std that suits them better (compare_ablations.py). Losses can be compared
+# at equal T only.
+# At equal tokens: --budget=tokens --amount=1e6 --out_dir=out/compare_context_tokens. On another dataset: --dataset=NAME
 out_dir = "out/compare_context"
 base = "config/mixer_tiny.py"
 variants = {

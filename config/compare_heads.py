@@ -1,4 +1,4 @@
-# Heads of attention: 1 to 16, in the Llama of the paper and at the embedding's scale that suits it.
+# How many attention heads does a Llama need? It has 1 to 16, with the paper's embd_std and with the one that suits it.
 out_dir = "out/compare_heads"
 base = "config/llama_tiny.py"
 variants = {

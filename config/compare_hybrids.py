@@ -1,4 +1,4 @@
-# Hybrids against their parents, each at its own learning rate, these also with another embd_std.
+# Hybrids and their parents, each at its own learning rate. The parents are also trained with another embd_std.
 # At equal FLOPs: --budget=flops --amount=1e13 --out_dir=out/compare_hybrids_flops
 out_dir = "out/compare_hybrids"
 base = "config/mixer_tiny.py"

@@ -1,5 +1,6 @@
-# How few parameters: mixer and llama at four widths, as much training FLOPs each, on one figure, over.png.
-# Both at the embd_std that suits them better (compare_ablations.py), the mixer also at that of the paper.
+# How does the loss fall with the number of parameters at equal training FLOPs? Mixer and Llama have four widths each;
+# over.png shows the result. Both use the embd_std that suits them better (compare_ablations.py), the mixer also the
+# paper's.
 out_dir = "out/compare_scaling"
 base = "config/mixer_tiny.py"
 variants = {

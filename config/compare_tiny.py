@@ -1,6 +1,6 @@
-# Mixer, hybrid, Llama and GPT at equal time, each at its own learning rate, mixer and Llama also with the
-# embd_std that suits them better (compare_ablations.py): C 128, L 4, T 128.
-# Two cores of an Intel Xeon: 15 min 22 s; three seeds on two of an AMD EPYC: 43 min.
+# Mixer, hybrid, Llama and GPT at equal time, each at its own learning rate: C 128, L 4, T 128. Mixer and Llama are also
+# trained with the embd_std that suits them better (compare_ablations.py).
+# Two cores of an Intel Xeon: 15 min 22 s; three seeds on two cores of an AMD EPYC: 43 min.
 out_dir = "out/compare_tiny"
 base = "config/mixer_tiny.py"
 variants = {

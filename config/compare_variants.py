@@ -1,4 +1,4 @@
-# The mixer's variants (paper, section 2), all else equal: C 128, L 4, T 128.
+# The variants of the mixer (paper, section 2), with everything else equal: C 128, L 4, T 128.
 # At equal tokens: --budget=tokens --amount=1e6 --out_dir=out/compare_variants_tokens
 out_dir = "out/compare_variants"
 base = "config/mixer_tiny.py"

@@ -1,7 +1,7 @@
-# The paper's section on input representation, with the controls it lacks: scale of the embedding, scale of
-# the other weights, final norm and optimizer, in fresh and in trained models. The same command resumes it.
-# First: python prepare.py. Two cores of an Intel Xeon: about 80 minutes without the hybrid's second init, in
-# parts; --quick=true: 4 min 12 s.
+# The paper's table on input representation, with controls that it lacks: the scale of the embedding, the scale of the
+# other weights, the final norm and the optimizer, in fresh and in trained models. The same command resumes it.
+# First run python prepare.py. Two cores of an Intel Xeon: about 80 minutes in parts, without the hybrid's second init;
+# with --quick=true: 4 min 12 s.
 out_dir = "out/inversion"
 models = ["mixer", "gpt", "llama", "hybrid"]
 embd_stds = [1.0, 0.02]

@@ -1,5 +1,5 @@
-# What fresh models keep of their input: two scales of the embedding times two of the other weights.
-# First: python prepare.py. Two CPU cores: minutes not yet measured.
+# How much of their input do fresh models keep? Two scales of the embedding, times two of the other weights.
+# First run python prepare.py. The time on two CPU cores is not yet measured.
 out_dir = "out/invert_untrained"
 models = ["mixer", "gpt", "llama", "hybrid"]
 embd_stds = [1.0, 0.02]

@@ -1,8 +1,8 @@
-# The paper's masked mixer on 10 B tokens of FineWeb-edu: C 1024, L 16, T 512, V 8000 (the paper, section 4).
-# First: python prepare.py --dataset=fineweb_edu --vocab_size=8000
-# torchrun --nproc_per_node=4 train.py config/mixer_fineweb.py
-# Four GPUs: hours and loss not yet measured.
-out_dir = "out/mixer_fineweb"
+# The paper's masked mixer on 10 billion tokens of FineWeb-edu: C 1024, L 16, T 512, V 8000 (paper, section 4).
+# First run: python prepare.py --dataset=fineweb_edu --vocab_size=8000
+# Then: torchrun --nproc_per_node=4 train.py config/mixer_fineweb.py
+# Time and loss on four GPUs are not yet measured.
+out_dir = "out/{model_type}_fineweb"
 model_type = "mixer"
 dataset = "fineweb_edu"
 block_size = 512

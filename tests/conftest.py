@@ -7,15 +7,17 @@ import sys
 import pytest
 import torch
 
+from lib.fast import use_fast_functions
 from prepare import prepare
 
 os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start: matrices so small gain nothing by more
 torch.set_num_threads(1)
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXT = "".join(f"{i} times {j} is {i * j}, says the clerk.\n" for i in range(40) for j in range(20))
-TINY = ["--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_head=5", "--batch_size=3",
-        "--eval_iters=1", "--log_interval=4", "--eval_interval=10", "--max_iters=20", "--warmup_iters=5",
-        "--learning_rate=1e-2", "--compile=false", "--device=cpu", "--dtype=float32", "--sample_tokens=0"]
+TINY = ["--out_dir=out", "--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_head=5",
+        "--batch_size=3", "--eval_iters=1", "--log_interval=4", "--eval_interval=10", "--max_iters=20",
+        "--warmup_iters=5", "--learning_rate=1e-2", "--compile=false", "--device=cpu", "--dtype=float32",
+        "--sample_tokens=0"]
 
 
 def flip(path, place):
@@ -25,6 +27,14 @@ def flip(path, place):
         byte = f.read(1)[0]
         f.seek(-1, os.SEEK_CUR)
         f.write(bytes([byte ^ 1]))
+
+
+@pytest.fixture(autouse=True)
+def plain_functions():
+    """Scripts put fast functions in place of those of model.py: each test begins with the plain ones."""
+    use_fast_functions(False)
+    yield
+    use_fast_functions(False)
 
 
 @pytest.fixture(scope="session")

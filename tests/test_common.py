@@ -5,28 +5,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common import clip_gradients, peak_memory_mb, read_prompt, replacing
-from figures import save_figure
+from lib.data import read_prompt
+from lib.device import compile_or_not, peak_memory_mb
+from lib.plots import save_figure
+from lib.runs import StopSignals, lock_folder, move_run_aside, replacing, train_run
 from model import LanguageModel, ModelConfig
-from runs import lock_folder, train_run
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, capsys):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     """What fails half-way leaves the old file, and no temporary one."""
     path = tmp_path / "file.txt"
     with replacing(path, "w") as f:
         f.write("naïve")
     assert path.read_bytes() == "naïve".encode()
-    with pytest.raises(SystemExit) as exit_info, replacing(path, "w") as f:
+    with pytest.raises(OSError, match=f"cannot write {path}: no space left on device"), replacing(path, "w") as f:
         f.write("half")
         raise OSError(28, "No space left on device")
-    assert exit_info.value.code == 1
-    assert capsys.readouterr().err == f"error: cannot write {path}: no space left on device\n"
     assert path.read_bytes() == "naïve".encode() and list(tmp_path.iterdir()) == [path]
 
 
@@ -57,6 +57,7 @@ def test_a_prompt_is_text_or_a_file(tmp_path, monkeypatch):
 def test_a_finished_run_is_not_repeated(budget, unit, tmp_path, monkeypatch):
     """By each budget: a new run starts, a stopped one resumes, a finished one is left alone."""
     commands, results = [], [0, 0, 1]
+
     def start(command):
         commands.append(command)
         return SimpleNamespace(wait=lambda: results[len(commands) - 1])
@@ -65,16 +66,73 @@ def test_a_finished_run_is_not_repeated(budget, unit, tmp_path, monkeypatch):
     train_run(out_dir, **{budget: 5})
     assert commands[0][2:] == [f"--{budget}=5", f"--out_dir={out_dir}", "--init_from=scratch"]
     out_dir.mkdir()
-    config = dict(block_size=3, n_layer=1, n_embd=2, vocab_size=5)
+    shape = dict(block_size=3, n_layer=1, n_embd=2, vocab_size=5)
+    config = ModelConfig(**shape)
     state = {"iter": 0, "tokens": 0, "seconds": 0.0}
     for used in 4, 5:
-        torch.save({"model_config": config, "model": LanguageModel(ModelConfig(**config)).state_dict(),
+        torch.save({"model_config": asdict(config), "model": LanguageModel(config).state_dict(), "config": shape,
                     "state": state | {unit: used}}, out_dir / "ckpt.pt")
-        train_run(out_dir, **{budget: 5})
+        train_run(out_dir, **{budget: 5}, **shape)
     assert len(commands) == 2 and commands[1][-1] == "--init_from=resume"
-    with pytest.raises(SystemExit) as exit_info:
-        train_run(out_dir, **{budget: 6})
-    assert exit_info.value.code == 1
+    with pytest.raises(ChildProcessError):
+        train_run(out_dir, **{budget: 6}, **shape)
+    assert commands[2][-1] == "--init_from=resume"
+
+
+def test_a_run_with_other_settings_is_trained_anew(tmp_path, monkeypatch, capsys):
+    """Neither a changed rate nor a changed width reuses the weights of a finished run; it says which it was."""
+    commands = []
+
+    def start(command):
+        commands.append(command)
+        return SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    config = ModelConfig(block_size=3, n_layer=1, n_embd=2, vocab_size=5)
+    settings = dict(block_size=3, n_layer=1, n_embd=2, learning_rate=0.1, max_iters=5)
+    torch.save({"model_config": asdict(config), "model": LanguageModel(config).state_dict(), "config": settings,
+                "state": {"iter": 5, "tokens": 9, "seconds": 9.0}}, tmp_path / "ckpt.pt")
+    train_run(tmp_path, **settings)
+    assert not commands
+    for key, value in ("learning_rate", 0.2), ("n_embd", 4), ("norm", "rmsnorm"):
+        train_run(tmp_path, **settings | {key: value})
+        assert commands.pop()[-1] == "--init_from=scratch"
+        assert f"trained with {key}=" in capsys.readouterr().out
+
+
+def test_a_run_is_moved_to_the_first_free_folder(tmp_path):
+    """No run is lost, however many follow it, and what is no file of a run stays."""
+    for n in 1, 2, 3:
+        os.makedirs(tmp_path / "run", exist_ok=True)
+        for name in "ckpt.pt", "log.csv", "index-1.npz":
+            (tmp_path / "run" / name).write_text(f"{name} {n}", encoding="utf-8")
+        move_run_aside(str(tmp_path / "run"))
+        assert sorted(os.listdir(tmp_path / f"run.{n}")) == ["ckpt.pt", "log.csv"]
+        assert (tmp_path / f"run.{n}" / "log.csv").read_text(encoding="utf-8") == f"log.csv {n}"
+    assert os.listdir(tmp_path / "run") == ["index-1.npz"] and not (tmp_path / "run.4").exists()
+
+
+def test_signals_are_caught_once_and_given_back():
+    """The first is noted, the second would end the program; afterwards handlers are as they were."""
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        assert stop.caught == 0
+        signal.raise_signal(signal.SIGINT)
+        assert stop.caught == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_a_compiler_the_plain_function_is_used(monkeypatch, capsys):
+    """One line says so; an error of the function itself is its caller's."""
+    def broken(function):
+        def compiled(x):
+            raise RuntimeError("no C++ compiler")
+        return compiled
+    monkeypatch.setattr(torch, "compile", broken)
+    seen = []
+    assert compile_or_not(abs, lambda f: seen.append(f(-3))) is abs and seen == [3]
+    assert "going on without it" in capsys.readouterr().out
+    with pytest.raises(TypeError):
+        compile_or_not(abs, lambda f: f("text"))
 
 
 def test_peak_memory_is_that_of_this_process():
@@ -83,21 +141,6 @@ def test_peak_memory_is_that_of_this_process():
     block = torch.ones(40, 2 ** 20, dtype=torch.uint8).add_(1)  # touched, so that it is really there
     after = peak_memory_mb(torch.device("cpu"))
     assert 40 < after < 10 ** 5 and after >= before and block.sum() > 0
-
-
-@pytest.mark.parametrize("max_norm", [0, 0.5, 2.0, 100.0])
-def test_gradients_are_clipped_as_by_torch(max_norm):
-    """Norm and gradients, above and below the limit (0: none); a parameter may have no gradient."""
-    ours, theirs = (torch.nn.ParameterList(map(torch.zeros, (13, 5, 7))) for _ in "ab")
-    torch.manual_seed(1)
-    for a, b in zip(ours[:2], theirs[:2]):
-        a.grad = torch.randn(a.shape)
-        b.grad = a.grad.clone()
-    norm = clip_gradients(ours, max_norm)
-    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, max_norm or float("inf")))
-    assert 2 < norm < 100 and ours[2].grad is None
-    for a, b in zip(ours[:2], theirs[:2]):
-        torch.testing.assert_close(a.grad, b.grad)
 
 
 @pytest.fixture
@@ -120,13 +163,12 @@ def background(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
-def test_two_processes_do_not_share_a_folder(background, tmp_path, capsys):
+def test_two_processes_do_not_share_a_folder(background, tmp_path):
     """The second is refused with one line; a process that was killed keeps nobody out."""
-    other = background("import runs, time; runs.lock_folder('.'); open('ready', 'w').close(); "
+    other = background("import time; from lib import runs; runs.lock_folder('.'); open('ready', 'w').close(); "
                        "time.sleep(60)")
-    with pytest.raises(SystemExit) as exit_info:
+    with pytest.raises(ValueError, match="another process is at work"):
         lock_folder(str(tmp_path))
-    assert exit_info.value.code == 2 and "another process is at work" in capsys.readouterr().err
     other.kill()
     other.wait()
     lock_folder(str(tmp_path))
@@ -140,7 +182,8 @@ def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), exit(143)))\n"
         "open('ready', 'w').close()\ntime.sleep(60)\n", encoding="utf-8")
-    script = background("import runs; runs.__file__ = 'runs.py'; runs.train_run('out', max_iters=5)")
+    script = background("from lib import runs; runs.__file__ = 'lib/runs.py'; "
+                        "runs.train_run('out', max_iters=5)")
     script.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert script.poll() is None

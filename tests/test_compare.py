@@ -1,11 +1,19 @@
 """compare.py: budgets are kept, widths are solved, and what has finished is not repeated."""
 import csv
 import os
-from dataclasses import fields
+from dataclasses import asdict, fields
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from compare import series, size_of, solve_n_embd
+import train
+from compare import size_of, solve_n_embd
+from configurator import configure
+from lib import runs
+from lib.data import load_meta
+from lib.plots import series
+from lib.runs import different_setting, load_checkpoint, train_run
 from model import ModelConfig
 
 SHAPE = dict(block_size=11, n_layer=2, n_embd=24, n_head=3)
@@ -31,10 +39,26 @@ def compare(run, monkeypatch):
     return compare
 
 
-def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare):
+@pytest.fixture
+def in_process(monkeypatch):
+    """train.py runs in this process, since starting a new one for each run would take minutes."""
+    def start(command):
+        status = 0
+        try:
+            train.main(SimpleNamespace(**configure(command[2:], "train.py", "model.py")))
+        except FloatingPointError as e:
+            print(e)
+            status = 1
+        return SimpleNamespace(wait=lambda: status)
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=start))
+
+
+def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare, monkeypatch):
     """A row for each variant and seed, a table, a figure; a killed run goes on, the finished ones stay."""
     arguments = '--variants={"a": {}, "b": {"model_type": "llama"}}', "--amount=500", "--n_seeds=2"
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")  # as a notebook may leave it behind
     status, out, rows = compare(*arguments)
+    monkeypatch.delenv("MPLBACKEND")
     assert status == 0, out
     assert [row["name"] + row["seed"] for row in rows] == ["a1337", "a1338", "b1337", "b1338"]
     assert {float(row["tokens"]) for row in rows} == {528}  # 16 iterations of 33 tokens: the first past 500
@@ -50,7 +74,105 @@ def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare):
     assert os.stat("out/b_1338/ckpt.pt").st_mtime_ns == before and out.count("ready in") == 0
 
 
-def test_equal_flops_are_equal_within_a_step(compare):
+def test_changed_settings_are_trained_anew(compare, in_process):
+    """Under the same name: the new loss stands beside the new learning rate, and the old run is kept."""
+    _, _, before = compare('--variants={"a": {}, "b": {}}', "--amount=300")
+    status, out, after = compare('--variants={"a": {"learning_rate": 1e-5}, "b": {}}', "--amount=300")
+    assert status == 0 and "learning_rate=0.01, not 1e-05" in out and out.count("ready in") == 1
+    assert float(after[0]["learning_rate"]) == 1e-5 and after[0]["val_loss"] > before[0]["val_loss"]
+    assert after[1] == before[1]
+    assert load_checkpoint("out/a_1337.1")["config"]["learning_rate"] == 1e-2
+
+
+def test_a_run_of_another_budget_is_trained_anew(compare, in_process):
+    """The learning rate falls until the budget is used up: neither a longer nor a continued run stands for it."""
+    _, _, before = compare('--variants={"a": {}}', "--amount=300")
+    _, out, shorter = compare('--variants={"a": {}}', "--amount=100")
+    assert "max_tokens=300, not 100" in out and float(shorter[0]["tokens"]) == 132
+    _, out, longer = compare('--variants={"a": {}}', "--amount=300")
+    assert "max_tokens=100, not 300" in out and longer[0]["val_loss"] == before[0]["val_loss"]
+    _, out, longer = compare('--variants={"a": {}}', "--amount=1e-3", "--budget=seconds")
+    assert "max_tokens=300, not 0" in out
+
+
+def test_only_runs_some_and_keeps_the_rows_of_others(compare, in_process):
+    """The values of a kept row stay those of its run, and a line says where its settings are others by now."""
+    _, _, before = compare('--variants={"a": {}, "b": {"n_embd": 12}}', "--amount=300", "--over=n_embd")
+    variants = '--variants={"a": {"learning_rate": 0.1}, "b": {"n_embd": 18}, "c": {}}'
+    status, out, after = compare(variants, "--amount=300", "--only=c")
+    assert status == 0, out
+    assert after[:2] == before and [row["name"] for row in after] == ["a", "b", "c"]
+    assert "warning: out/a_1337 was trained with learning_rate=0.01, not 0.1" in out
+    assert "warning: out/b_1337 was trained with n_embd=12, not 18" in out
+    with open("out/compare.md", encoding="utf-8") as f:
+        text = f.read()
+    assert all(f"| {name} " in text and f"## What {name} writes" in text for name in "abc")
+    status, out, _ = compare(variants, "--only=d")
+    assert status == 2 and "d" in out and out.count("\n") == 1
+
+
+def test_a_run_of_another_model_py_is_named(compare, in_process):
+    """A reused run whose checkpoint was made by another model.py gets a line; --rerun=true trains it anew."""
+    arguments = '--variants={"a": {}}', "--amount=200"
+    _, out, _ = compare(*arguments)
+    assert "warning" not in out
+    checkpoint = load_checkpoint("out/a_1337")
+    torch.save(checkpoint | {"model_py": checkpoint["model_py"] + 1}, "out/a_1337/ckpt.pt")
+    before = os.stat("out/a_1337/ckpt.pt").st_mtime_ns
+    _, out, _ = compare(*arguments)
+    assert out.count("warning: out/a_1337 was trained with another model.py") == 1
+    assert os.stat("out/a_1337/ckpt.pt").st_mtime_ns == before
+    _, out, _ = compare(*arguments, "--rerun=true")
+    assert "warning" not in out and os.path.exists("out/a_1337.1/ckpt.pt")
+    assert load_checkpoint("out/a_1337")["model_py"] == checkpoint["model_py"]
+
+
+def test_budget_and_text_count_as_settings(run):
+    """A run of another budget, or of another text under the same name, is not the run that is wanted."""
+    config = ModelConfig(**SHAPE)
+    settings = BASE | {"data_dir": "data", "max_tokens": 500, "max_seconds": 0.0}
+    checkpoint = {"config": settings, "model_config": asdict(config), "meta": load_meta("data/tiny")}
+    assert different_setting(checkpoint, settings) == ""
+    for key, value in ("max_tokens", 200), ("max_seconds", 9.0):
+        wanted = settings | {key: value}
+        assert different_setting(checkpoint, wanted) == ""
+        assert different_setting(checkpoint, wanted, with_budgets=True) == f"{key}={settings[key]}, not {value}"
+    checkpoint["meta"] = {"crc32": {"train.bin": 1}}
+    assert "another text in data" in different_setting(checkpoint, settings)
+
+
+@pytest.mark.parametrize("status, error", [(1, ChildProcessError), (2, ChildProcessError), (-9, ChildProcessError),
+                                           (130, InterruptedError), (143, InterruptedError), (-2, InterruptedError)])
+def test_a_stopped_run_is_no_failed_one(status, error, monkeypatch, tmp_path):
+    """Only after a failure does a comparison go on with the next variant: Ctrl-C ends it."""
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda *_: SimpleNamespace(wait=lambda: status))
+    with pytest.raises(error):
+        train_run(tmp_path / "run", max_iters=5)
+    assert not issubclass(InterruptedError, ChildProcessError)
+
+
+def test_the_others_go_on_without_a_variant_that_fails(compare, in_process):
+    """A run that diverges does not end the comparison: the table says that it failed, and so does the status."""
+    variants = '--variants={"bad": {"learning_rate": 1e9, "grad_clip": 0.0}, "good": {}}'
+    for _ in range(2):
+        status, out, rows = compare(variants, "--amount=900")
+        assert status == 1 and [row["name"] for row in rows] == ["good"], out
+        assert out.splitlines()[-1] == "error: 1 of 2 runs failed, as they say above: bad_1337"
+        with open("out/compare.md", encoding="utf-8") as f:
+            text = f.read()
+        assert "| failed | bad_1337 " in text and "| 1      | good " in text
+
+
+def test_home_is_expanded_in_paths(compare, tmp_path, monkeypatch):
+    """~ in base and out_dir is the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    arguments = "--base=~/base.py", "--out_dir=~/home", "--data_dir=~/data", '--variants={"a": {}}', "--amount=100"
+    status, out, _ = compare(*arguments)
+    assert status == 0 and os.path.exists(tmp_path / "home" / "compare.csv") and not os.path.exists("~"), out
+
+
+def test_equal_flops_are_equal_within_a_step(compare, in_process):
     """The cheaper model gets more tokens."""
     variants = '--variants={"a": {}, "b": {"n_embd": 12}}'
     status, out, rows = compare(variants, "--budget=flops", "--amount=2e7")
@@ -61,7 +183,7 @@ def test_equal_flops_are_equal_within_a_step(compare):
     assert float(rows[1]["tokens"]) > 2 * float(rows[0]["tokens"])
 
 
-def test_losses_are_drawn_over_a_setting(compare):
+def test_losses_are_drawn_over_a_setting(compare, in_process):
     """x_3 and x_7 are points of one line x, at the values of the setting, which gets a column; each point is
     the mean over the seeds, with their range; all variants are trained on the dataset that is named."""
     variants = ('--variants={"x_3": {"block_size": 3, "dataset": "no"}, "x_7": {"block_size": 7}, '
@@ -77,10 +199,10 @@ def test_losses_are_drawn_over_a_setting(compare):
     assert drawn == {"x": {3: losses[:2], 7: losses[2:4]}, "llama": {11: losses[4:]}}
 
 
-def test_other_objectives_are_compared(compare):
+def test_other_objectives_are_compared(compare, in_process):
     """Twice the blocks count, no text is written, and accuracies are of the right tokens: a window of one
     token is what an autoencoder finds, but does not say which one is next."""
-    shape = '"block_size": 1, "batch_size": 33'
+    shape = '"block_size": 1, "batch_size": 33, "eval_interval": 2000'
     variants = (f'--variants={{"a": {{{shape}, "objective": "autoencode", "norm": "layernorm"}}, '
                 f'"b": {{{shape}, "objective": "bidirectional"}}, "c": {{{shape}}}}}')
     status, out, rows = compare(variants, "--amount=4e4", "--n_seeds=1")
@@ -106,15 +228,26 @@ def test_the_solved_width_is_the_nearest(what):
 
 
 def test_bad_comparisons_are_refused(compare):
-    """One line, status 2."""
+    """One line, status 2, before anything is trained."""
     for message, argument in [
-        ("budget must be", "--budget=watts"), ("match must be", "--match=size"),
-        ("must name at least", "--variants={}"), ("has a dict", '--variants={"a": 1}'),
-        ("no_such_key, which train.py", '--variants={"a": {"no_such_key": 1}}'),
+        ("budget must be one of", "--budget=watts"), ("match must be", "--match=size"),
+        ("must name at least", "--variants={}"), ("a dict of settings", '--variants={"a": 1}'),
+        ("variants: a: --n_ebmd is no setting; did you mean n_embd?", '--variants={"a": {"n_ebmd": 1}}'),
         ("config file nowhere.py", "--base=nowhere.py"), ("a name of letters", '--variants={"../a": {}}'),
+        ("a name of letters", '--variants={"": {}}'), ("a name of letters", "--variants={1: 2}"),
         ("no dataset in", '--variants={"a": {"dataset": "no"}}'),
         ("over: 'dataset' is neither a number", "--over=dataset"), ("over: 'no' is", "--over=no"),
-        ("n_embd 24 is not divisible", '--variants={"a": {"model_type": "gpt", "n_head": 5}}'),
+        ("b: n_embd 24 is not divisible", '--variants={"a": {}, "b": {"model_type": "gpt", "n_head": 5}}'),
+        ("a: --learning_rate must be in (0, inf)", '--variants={"a": {"learning_rate": -1}}'),
+        ("a: --n_layer takes int", '--variants={"a": {"n_layer": "two"}}'),
+        ("compare.py itself sets max_iters", '--variants={"a": {"max_iters": 5}}'),
+        ("no_mask: causal=False with the objective", '--variants={"a": {}, "no_mask": {"causal": false}}'),
+        ("no_mask: causal=False with the objective",
+         '--variants={"no_mask": {"causal": false, "objective": "bidirectional"}}'),
+        ("amount must be in (0, inf)", "--amount=0"), ("amount must be in (0, inf)", "--amount=-1e6"),
+        ("n_seeds must be in [1, inf)", "--n_seeds=0"), ("seed must be in [0, inf)", "--seed=-1"),
+        ("sample_tokens must be in [1, inf)", "--sample_tokens=0"),
     ]:
         status, out, _ = compare(argument)
         assert status == 2 and message in out and out.count("\n") == 1, out
+    assert not os.path.exists("out")

@@ -1,12 +1,15 @@
 """configurator.py: a setting is what was written, or an error of one line; no file is ever executed."""
 import ast
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
-from config_file import evaluate, read_settings
-from configurator import configure, fail
+from configurator import INTERVAL, configure, evaluate, fail, read_settings, run_script
 
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = '''"""
 Trains a thing.
 
@@ -16,15 +19,16 @@ import sys
 
 outside = "before the block"
 # defaults: of the test
-steps = 100                       # number of steps
-lr = 1e-3                         # learning rate
+steps = 100                       # [-9, inf) number of steps
+lr = 1e-3                         # (0, inf) learning rate
 name = "python"                   # name of the data
 fast = True                       # whether to hurry
 sizes = [64, 128]                 # widths
 rates = [0.1, 1.0]                # learning rates
 models: list[str] = []            # names
 threads: int | str = "auto"       # number, or auto
-share: float | str = "auto"       # between 0 and 1, or auto
+share: float | str = "auto"       # [0, 1] of the whole, or auto
+kind = "fine"                     # fine | coarse: how it is ground
 batch = 4 * 8                     # windows a step
 # end of defaults
 
@@ -64,11 +68,12 @@ def config_file(tmp_path):
 
 
 @pytest.fixture
-def refused(sources, capsys):
-    """Runs configure, which must end with status 2 and one line; returns the line."""
+def refused(sources, capsys, monkeypatch):
+    """Runs a script with arguments that must end it with status 2 and one line; returns the line."""
     def refused(*argv):
+        monkeypatch.setattr(sys, "argv", ["script.py", *argv])
         with pytest.raises(SystemExit) as exit_info:
-            configure(argv, *sources)
+            run_script(lambda args: None, *sources)
         captured = capsys.readouterr()
         assert exit_info.value.code == 2 and captured.out == ""
         assert re.fullmatch("error: .+\n", captured.err), captured.err
@@ -84,7 +89,7 @@ def test_defaults_are_read_and_not_executed(sources):
     assert configure([], *sources) == {
         "steps": 100, "lr": 1e-3, "name": "python", "fast": True, "sizes": [64, 128],
         "rates": [0.1, 1.0], "models": [], "threads": "auto",
-        "share": "auto", "batch": 32, "n_layer": 8, "dropout": 0.0}
+        "share": "auto", "kind": "fine", "batch": 32, "n_layer": 8, "dropout": 0.0}
 
 
 def test_settings_carry_types_and_comments(sources):
@@ -95,15 +100,14 @@ def test_settings_carry_types_and_comments(sources):
     assert settings["dropout"] == (0.0, ["float"], "share of activations")
 
 
-def test_help_lists_every_key(sources, capsys):
-    """--help prints the script's docstring and, for each key, its default and comment, and exits with 0."""
-    with pytest.raises(SystemExit) as exit_info:
-        configure(["--steps=5", "--help"], *sources)
-    assert exit_info.value.code == 0
+def test_help_lists_every_key(sources, capsys, monkeypatch):
+    """--help prints the script's docstring and, for each key, its default and comment, and runs nothing."""
+    monkeypatch.setattr(sys, "argv", ["script.py", "--steps=5", "--help"])
+    run_script(lambda args: pytest.fail("it ran"), *sources)
     out = capsys.readouterr().out
     assert out.startswith("Trains a thing.\n")
     for key, setting in (read_settings(sources[0]) | read_settings(sources[1])).items():
-        line = rf"^ +--{key}={re.escape(str(setting.value))} +{setting.comment}$"
+        line = rf"^ +--{key}={re.escape(str(setting.value))} +{re.escape(setting.comment)}$"
         assert re.search(line, out, re.MULTILINE), key
     assert "outside" not in out
 
@@ -160,6 +164,77 @@ def test_value_of_another_type_is_refused(argument, takes, refused):
 def test_typo_is_refused(argument, near, refused):
     """A key that does not exist names the nearest that does; a flag without a value says how to write it."""
     assert near in refused(argument)
+
+
+@pytest.mark.parametrize("argument, accepted", [
+    ("--steps=-10", "in [-9, inf)"), ("--lr=0", "in (0, inf)"),
+    ("--lr=-1", "in (0, inf)"), ("--lr=1e999", "in (0, inf)"), ("--share=1.01", "in [0, 1]"),
+    ("--share=many", "in [0, 1]"), ("--kind=rough", "one of fine | coarse"), ("--kind=", "one of fine | coarse"),
+])
+def test_value_out_of_range_is_refused(argument, accepted, refused):
+    """The line names the interval or the choices; huge integers are never in range."""
+    assert "--steps is too large" in refused("--steps=" + "9" * 30)
+    message = refused(argument)
+    assert argument.partition("=")[0] in message and f"must be {accepted}" in message
+
+
+SCRIPTS = "train.py", "sample.py", "invert.py", "retrieve.py", "compare.py", "prepare.py", "bench.py", "model.py"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_has_an_interval(script):
+    """A new key cannot forget its range check: an interval stands in front of its comment."""
+    settings = read_settings(os.path.join(HERE, script))
+    numbers = [key for key, setting in settings.items() for kind in setting.types if "int" in kind or "float" in kind]
+    missing = [key for key in numbers if not INTERVAL.match(settings[key].comment)]
+    assert settings and not missing
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the entry of a script
+
+@pytest.mark.parametrize("error, status, line", [
+    (ValueError("no such thing"), 2, "error: no such thing"),
+    (FileNotFoundError("no checkpoint a.pt"), 2, "error: no checkpoint a.pt"),
+    (OSError("cannot write\na.pt"), 1, "error: cannot write a.pt"),
+    (FloatingPointError("the loss is not finite"), 1, "error: the loss is not finite"),
+    (MemoryError("out of memory"), 1, "error: out of memory"),
+    (ModuleNotFoundError("No module named 'a'", name="a"), 1, "error: a is not installed: pip install a"),
+    (KeyboardInterrupt(), 130, "error: interrupted"),
+])
+def test_an_error_becomes_one_line_and_a_status(error, status, line, sources, capsys, monkeypatch):
+    """2 for bad input, 1 for a failure while running; other errors are faults of the code and keep their traceback."""
+    def main(args):
+        raise error
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as exit_info:
+        run_script(main, *sources)
+    assert exit_info.value.code == status and capsys.readouterr().err == line + "\n"
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda args: 1 / 0, *sources)
+
+
+def run_python(code, **options):
+    """Run code in a new process, in the folder of the scripts."""
+    return subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, **options)
+
+
+def test_a_character_that_the_console_cannot_show_does_not_end_a_run():
+    """It is replaced."""
+    code = "import configurator; configurator.run_script(lambda args: print('zwölf 🎲'), 'sample.py')"
+    done = run_python(code, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stdout.split() == [b"zw?lf", b"?"], done.stderr
+
+
+def test_a_closed_pipe_ends_quietly():
+    """As `python sample.py | head -1` leaves it: no traceback."""
+    code = "import configurator; configurator.run_script(lambda args: print('text ' * 10**6), 'sample.py')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
 
 
 # ------------------------------------------------------------------------------------------------------------

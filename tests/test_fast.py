@@ -4,8 +4,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fast
-from fast import linear_cross_entropy, linear_of_few_rows, row_blocks, toeplitz_product, triangular_product
+import model
+from lib import fast
+from lib.fast import linear_cross_entropy, linear_of_few_rows, masked_product, row_blocks, toeplitz_product
 
 B, T, C, V = 3, 7, 5, 31
 
@@ -104,34 +105,52 @@ def test_triangular_product_is_the_masked_one(tokens, dtype, monkeypatch):
     """With its gradients, that of the masked entries 0, whatever the number of tokens; x need not be
     contiguous. In blocks of 3 rows, or in at most 8 of more."""
     monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(fast, "BLOCKS_FROM", 1)
     assert row_blocks(tokens)[-1][1] == tokens and len(row_blocks(tokens)) == min(-(-tokens // 3), 8)
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(tokens, tokens, generator=generator, requires_grad=True)
     x = torch.randn(B, C, tokens, generator=generator).mT.requires_grad_()
     out = torch.randn(B, tokens, C, generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
-        ours, theirs = triangular_product(W, x), W.tril() @ x
+        ours, theirs = masked_product(W, x), W.tril() @ x
     assert ours.dtype == theirs.dtype == dtype and ours.shape == theirs.shape
     tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.02, atol=0.1)
     torch.testing.assert_close(ours, theirs, **tolerance)
     our_grads, their_grads = (torch.autograd.grad(y, (W, x), out.to(dtype)) for y in (ours, theirs))
     for our_grad, their_grad in zip(our_grads, their_grads):
         torch.testing.assert_close(our_grad, their_grad, **tolerance)
-    assert not torch.autograd.grad(triangular_product(W, x).sum(), W)[0].triu(1).any()
+    assert not torch.autograd.grad(masked_product(W, x).sum(), W)[0].triu(1).any()
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 13])
-@pytest.mark.parametrize("k", [1, 2])
-def test_toeplitz_product_is_the_sum_that_it_stands_for(k, tokens):
-    """By a loop over taps, t and s."""
+@pytest.mark.parametrize("fft_from", [1, 100])
+@pytest.mark.parametrize("tokens, start", [(1, 0), (2, 0), (13, 0), (13, 5)])
+def test_toeplitz_product_is_the_sum_that_it_stands_for(tokens, start, fft_from, monkeypatch):
+    """By a loop over t and s, by FFT and by a sliding window, for all rows or those behind cached tokens."""
+    monkeypatch.setattr(fast, "FFT_FROM", fft_from)
     generator = torch.Generator().manual_seed(0)
-    w, taps = torch.randn(k, tokens, generator=generator), torch.randn(k, B, tokens, C, generator=generator)
+    w, x = torch.randn(tokens, generator=generator), torch.randn(B, tokens, C, generator=generator)
     expected = torch.zeros(B, tokens, C)
-    for j in range(k):
-        for t in range(tokens):
-            for s in range(t + 1):
-                expected[:, t] += w[j, t - s] * taps[j][:, s]
-    torch.testing.assert_close(toeplitz_product(w, list(taps)), expected, rtol=1e-5, atol=1e-5)
+    for t in range(tokens):
+        for s in range(t + 1):
+            expected[:, t] += w[t - s] * x[:, s]
+    torch.testing.assert_close(toeplitz_product(w, x, start), expected[:, start:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 7), (3, 7)])
+def test_attention_is_the_softmax_of_masked_scores(T, S, causal):
+    """The plain and the fast one, for whole windows and behind cached tokens: query t sees keys up to S - T + t."""
+    if not causal and T != S:
+        return
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(B, 2, n, C, generator=generator) for n in (T, S, S))
+    scores = torch.full((B, 2, T, S), -float("inf"))
+    for t in range(T):
+        seen = S - T + t + 1 if causal else S
+        scores[:, :, t, :seen] = (q[:, :, t, None] * k[:, :, :seen]).sum(-1) / C ** 0.5
+    expected = scores.softmax(-1) @ v
+    for function in model.attention, fast.attention:
+        torch.testing.assert_close(function(q, k, v, causal), expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])

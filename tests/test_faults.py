@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from conftest import HERE, TINY
-from dataset import put_back
+from lib.data import put_back
 
 resource = pytest.importorskip("resource", reason="forks, signals and limits are not there on Windows")
 SERVER = multiprocessing.get_context("forkserver")
@@ -37,6 +37,7 @@ def play(folder, script, arguments, limit, plain, out):
     for stream in 1, 2:
         os.dup2(out.fileno(), stream)
     out.close()
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # the one before takes its file for one with positions
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if plain and sys.platform == "linux":  # no capabilities; version 3 of the header, of this process
@@ -98,6 +99,19 @@ def kill_during(process, lasts, rng):
     process.kill()
     process.join()
     return process.exitcode < 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# folders that cannot be written
+
+def test_an_uncompiled_run_needs_no_compiler_cache(tiny_data, tmp_path):
+    """PyTorch makes that folder whether or not it compiles: the run takes another one."""
+    (tmp_path / "data").symlink_to(tiny_data)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    done = subprocess.run([sys.executable, f"{HERE}/train.py", *TINY, "--max_iters=2"], cwd=tmp_path, text=True,
+                          env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")},
+                          capture_output=True, encoding="utf-8")
+    assert done.returncode == 0 and (tmp_path / "out/ckpt.pt").exists(), done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -4,15 +4,21 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 
-from inversion import (decode, descend, distances, hamming, hidden_states, invert, matched_positions,
+import invert as script
+import train as train_script
+from conftest import flip
+from configurator import configure
+from invert import COLUMNS, compare_with_loss, format_table, mark, print_texts
+from lib.data import load_meta, load_tokens, validation_windows
+from lib.inversion import (decode, descend, distances, hamming, hidden_states, invert, matched_positions,
                        random_start, recover_exactly)
-from invert import COLUMNS, mark, plot_efficiency, rank
 from model import LanguageModel, ModelConfig
 
 B, T, C, V = 3, 7, 10, 29
@@ -174,12 +180,27 @@ def test_decoding_gives_back_embeddings():
     assert top5.shape == (3, 5) and top5[:, 0].tolist() == [3, 0, 7] and nearest.tolist() == [[3], [0], [7]]
 
 
+class Letters:
+    """A tokenizer whose ids are bytes."""
+
+    def decode_single_token_bytes(self, token):
+        return bytes([token])
+
+
 def test_marks_stand_at_wrong_tokens():
-    """[brackets] around them, on one line."""
-    class Tokenizer:
-        def decode_single_token_bytes(self, token):
-            return bytes([token])
-    assert mark(list(b"ab\nd"), list(b"axyd"), Tokenizer()) == r"'a[b][\n]d'"
+    """[brackets] around them, on one line; in colour right ones are green and wrong ones red."""
+    assert mark(list(b"ab\nd"), list(b"axyd"), Letters()) == r"'a[b][\n]d'"
+    in_colour = mark(list(b"a\033"), list(b"ax"), Letters(), colour=True)
+    assert in_colour == "'\033[32ma\033[0m\033[31m\\x1b\033[0m'"  # the text itself cannot change the colour
+
+
+def test_only_a_terminal_gets_colours(monkeypatch, capsys):
+    """Files and pipes get brackets; pads are in neither text."""
+    found, idx = torch.tensor([list(b"axz")]), torch.tensor([[*b"ab", -1]])
+    for terminal, line in (False, "  found 'a[x]'"), (True, "  found '\033[32ma\033[0m\033[31mx\033[0m'"):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        print_texts(found, idx, Letters())
+        assert capsys.readouterr().out.splitlines() == ["   true 'ab'", line]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -205,6 +226,19 @@ def test_descent_puts_the_right_candidate_in_front():
 
 # ------------------------------------------------------------------------------------------------------------
 # the script
+
+def prepare_text(run, dataset, text, tokenizer):
+    """A dataset of one text in data/, which a link of the fixture `run` shares between tests."""
+    if os.path.islink("data"):
+        target = os.readlink("data")
+        os.remove("data")
+        shutil.copytree(target, "data")
+    with open(f"{dataset}.txt", "w", encoding="utf-8") as f:
+        f.write(text)
+    status, _, err = run("prepare.py", f"--input={dataset}.txt", f"--dataset={dataset}", f"--tokenizer={tokenizer}",
+                         "--vocab_size=270")
+    assert status == 0, err
+
 
 FAST = "--steps=3", "--n_prompts=2", "--device=cpu"
 FRESH = ("--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n_head=5", *FAST)
@@ -235,27 +269,60 @@ def test_a_checkpoint_is_inverted_by_layer_and_window(run):
         if row["method"] == "exact":
             assert float(row["hamming_top1"]) == float(row["distance"]) == 0 and row["lr"] == ""
     assert os.path.getsize("both/invert.png") > 1000
-    assert "   true '" in out and "  found '" in out and "candidates a token" in out
+    assert "   true '" in out and "  found '" in out and "candidates per token" in out
+    assert "  n  top1   std    nearest  top5  " in out  # both ways to decode stand side by side
     table = out[out.index("\nmodel  trained"):].splitlines()[2:2 + len(rows)]
     assert len(table) == len(rows) and len({line.index(" l1 ") for line in table}) == 1
     assert out.count("rank correlation of share and loss") == 3 * 3 * 2
     assert os.path.getsize("both/efficiency.png") > 1000
 
 
-def test_recovery_is_correlated_with_the_loss(tmp_path, capsys):
-    """Ranks, the best step size and the last loss count; where all shares are equal there is no number."""
-    rows = []
+def test_recovery_is_correlated_with_the_loss(tmp_path, capsys, monkeypatch):
+    """The best step size and the last loss count; where all shares are equal there is no number."""
+    rows, drawn = [], []
     for name, loss, gd in ("a", 3.0, (0.9, 0.5)), ("b", 2.0, (0.2, 0.6)), ("c", 1.0, (0.3, 0.1)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.csv").write_text(f"iter,val_loss\n0,9\n5,{loss}\n6,\n", encoding="utf-8")
         head = dict(model=str(tmp_path / name), matched="all", layer=2, T=11)
         rows += [head | dict(method="gd", lr=lr, hamming_top1=value) for lr, value in enumerate(gd)]
         rows.append(head | dict(method="exact", lr="", hamming_top1=0.0))
-    plot_efficiency(rows, str(tmp_path / "efficiency.png"))
+    without_log = head | dict(method="gd", lr=1, hamming_top1=0.3, model="lost")
+    monkeypatch.setattr(script, "plot_efficiency", lambda *arguments: drawn.append(arguments))
+    compare_with_loss([*rows, without_log], "efficiency.png")
     assert capsys.readouterr().out.splitlines() == [
+        "lost has no log.csv, so it is not compared",
         "gd, all, block 2, T 11: rank correlation of share and loss -1.00, 3 runs",
         "exact, all, block 2, T 11: rank correlation of share and loss none, 3 runs"]
-    assert rank([0.5, 0.1, 0.5, 0.9]) == [1.5, 0, 1.5, 3]
+    assert drawn == [(rows, {str(tmp_path / "abc"[i]): 3.0 - i for i in range(3)}, "efficiency.png")]
+
+
+def test_the_table_sums_up_seeds():
+    """Mean and standard deviation of top 1 over the prompts of all seeds, and the mean of the rest."""
+    head = dict(model="m", trained="no", embedding_std=1.0, method="gd", lr=0.2, metric="l1", matched="all", layer=2,
+                T=7, hamming_top5=0.1, distance=3, shifted_distance=2, seconds=1)
+    rows = [head | dict(seed=1, hamming_nearest=0.25, top1_by_prompt=[0.0, 0.5]),
+            head | dict(seed=2, hamming_nearest=0.75, top1_by_prompt=[1.0, 0.5])]
+    header, line = format_table(rows)
+    table = dict(zip(header.split(), line.split()))
+    assert (table["n"], table["top1"], table["std"], table["nearest"]) == ("4", "0.500", "0.354", "0.5")
+
+
+def test_the_yardstick_is_the_authors_absolute_shift(run):
+    """shifted_distance is that of e + 0.05 N(0, 1), whatever the scale of the embedding e."""
+    for std in 1.0, 0.02:
+        args = *FRESH, "--models=mixer", "--methods=gd", "--lrs=0.1", "--windows=7", f"--embd_stds={std}", "--seed=3"
+        run("invert.py", *args, f"--out_dir=std{std}")
+        rows, _ = results(f"std{std}")
+        meta = load_meta("data/tiny")
+        torch.manual_seed(3)
+        model = LanguageModel(ModelConfig(block_size=11, n_layer=2, n_embd=20, n_head=5, embd_std=std,
+                                          vocab_size=meta["vocab_size"]))
+        ids = load_tokens("data/tiny", "val", meta)
+        idx = torch.tensor([ids[i:i + 7].tolist() for i in validation_windows(len(ids), 7, 2)])
+        with torch.no_grad():
+            e = model.wte(idx)
+            apart = model.run_blocks(e + 0.05 * random_start(2, 7, 20, seed=4)) - model.run_blocks(e)
+        assert float(rows[0]["shifted_distance"]) == pytest.approx(apart.abs().sum().item() / 2, rel=1e-4)
 
 
 def test_the_last_positions_are_scored_apart(run):
@@ -265,6 +332,9 @@ def test_the_last_positions_are_scored_apart(run):
     assert [row["matched"] for row in rows] == ["last2:self", "last2:non-self"]
     assert {(row["trained"], row["model"]) for row in rows} == {("no", "mixer init=torch")}
     assert float(rows[0]["hamming_top1"]) * 4 % 1 == 0  # of 2 prompts with 2 tokens each
+    status, _, err = run("invert.py", *FRESH, "--models=mixer", "--out_dir=last", "--last_n=11", "--methods=adam")
+    assert status == 0, err
+    assert [row["matched"] for row in results("last")[0]] == ["last11:self"]  # no token stands before them
 
 
 def test_a_text_is_cut_into_padded_prompts(run):
@@ -302,11 +372,13 @@ def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
 
     def train(command):
         commands.append(command)
-        folder = next(a for a in command if a.startswith("--out_dir=")).removeprefix("--out_dir=")
-        shutil.copytree("out", folder, dirs_exist_ok=True)
-        checkpoint = torch.load(f"{folder}/ckpt.pt", weights_only=True)
-        checkpoint["state"]["tokens"] = 20 if len(commands) == 1 else 50
-        torch.save(checkpoint, f"{folder}/ckpt.pt")
+        settings = configure(command[2:], "train.py", "model.py")
+        shutil.copytree("out", settings["out_dir"], dirs_exist_ok=True)
+        path = f"{settings['out_dir']}/ckpt.pt"
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["config"], checkpoint["state"]["tokens"] = settings, 20 if len(commands) == 1 else 50
+        checkpoint["model_config"]["embd_std"] = settings["embd_std"]
+        torch.save(checkpoint, path)
         return SimpleNamespace(wait=lambda: 130 if len(commands) == 1 else 0)
 
     monkeypatch.setattr(subprocess, "Popen", train)
@@ -319,6 +391,126 @@ def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
     assert [row["trained"] + row["layer"] for row in rows] == ["no2", "nonorm", "yes2", "yesnorm"]
 
 
+def test_rows_of_a_model_that_has_changed_are_not_kept(run):
+    """--resume computes the rows of a run that was trained anew, and keeps those of the other runs."""
+    arguments = "--compare=out,out2", "--out_dir=both", "--methods=adam", "--resume=true", *FAST
+    run("train.py")
+    run("train.py", "--out_dir=out2")
+    run("invert.py", *arguments)
+    first, _ = results("both")
+    run("train.py", "--out_dir=out2", "--seed=7")
+    status, out, _ = run("invert.py", *arguments)
+    second, _ = results("both")
+    assert status == 0 and "1 rows of both/invert.json are dropped" in out
+    assert [row["model"] for row in second] == ["out", "out2"]
+    assert second[0] == first[0] and second[1]["distance"] != first[1]["distance"]
+
+
+def test_rows_of_a_text_that_has_changed_are_not_kept(run):
+    """The prompt is read from a file, which is another one the next time."""
+    fresh = *FRESH, "--models=mixer", "--out_dir=text", "--methods=adam", "--resume=true", "--start=FILE:prompt.txt"
+    distances_found = []
+    for text in "one two three", "four", "four":
+        with open("prompt.txt", "w", encoding="utf-8") as f:
+            f.write(text)
+        status, out, err = run("invert.py", *fresh)
+        assert status == 0, err
+        rows, _ = results("text")
+        distances_found.append([row["distance"] for row in rows])
+    assert len(distances_found[0]) == len(distances_found[1]) == 1
+    assert distances_found[0] != distances_found[1] and distances_found[1] == distances_found[2]
+    assert "dropped" not in out
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The settings of the runs that train.py was started for; it runs in this process, without compilation."""
+    settings = []
+
+    def train(command):
+        settings.append(configure(command[2:], "train.py", "model.py"))
+        train_script.main(SimpleNamespace(**settings[-1] | dict(compile=False)))
+        path = os.path.join(settings[-1]["out_dir"], "ckpt.pt")
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save(checkpoint | dict(config=settings[-1]), path)
+        return SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(subprocess, "Popen", train)
+    return settings
+
+
+def test_a_run_of_other_settings_is_trained_anew(run, trained):
+    """Whatever differs: the model, or a setting of train.py that invert.py never names."""
+    arguments = *FRESH, "--models=mixer", "--train_tokens=99", "--out_dir=table", "--methods=adam"
+    run("invert.py", *arguments)
+    first, _ = results("table")
+    run("invert.py", *arguments)
+    assert len(trained) == 1
+    path = "table/mixer_torch_1_1337/ckpt.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["weight_decay"] = 0.5
+    torch.save(checkpoint, path)
+    _, out, _ = run("invert.py", *arguments)
+    assert len(trained) == 2 and trained[1]["init_from"] == "scratch" and "weight_decay=0.5, not 0.1" in out
+    status, _, err = run("invert.py", *arguments, "--n_layer=1")
+    assert status == 0 and len(trained) == 3 and trained[2]["n_layer"] == 1 and trained[2]["init_from"] == "scratch"
+    rows, _ = results("table")
+    assert [row["layer"] for row in rows] == ["1", "1"] and rows[1]["distance"] != first[1]["distance"]
+
+
+def test_a_run_is_inverted_on_other_data_of_its_tokenizer(run, refused):
+    """Another dataset with the same tokenizer serves; one with another tokenizer is refused by name."""
+    prepare_text(run, "other", "Bread is baked from flour, water and salt. " * 90, "byte")
+    prepare_text(run, "merged", "Bread is baked from flour, water and salt. " * 90, "bpe")
+    run("train.py")
+    status, out, err = run("invert.py", "--out_dir=out", "--dataset=other", "--methods=adam", *FAST)
+    assert status == 0 and "has changed" not in out, err
+    true = out[out.index("   true '") + len("   true '"):].split("'\n")[0]
+    assert true in "Bread is baked from flour, water and salt. " * 2
+    refused("another tokenizer", "invert.py", "--out_dir=out", "--dataset=merged")
+
+
+def test_a_dataset_prepared_anew_has_changed_and_is_not_damaged(run, refused):
+    """It is said, and the run is inverted on the new text; a damaged file is still refused."""
+    prepare_text(run, "changing", "Ten and ten is twenty, says the clerk. " * 90, "byte")
+    run("train.py", "--dataset=changing")
+    prepare_text(run, "changing", "Bread is baked from flour, water and salt. " * 120, "byte")
+    status, out, err = run("invert.py", "--out_dir=out", "--methods=adam", *FAST)
+    assert status == 0 and out.count("data/changing has changed since out was trained") == 1, err
+    flip("data/changing/val.bin", 5)
+    refused("val.bin is damaged", "invert.py", "--out_dir=out")
+    prepare_text(run, "changing", "Bread is baked from flour, water and salt. " * 120, "bpe")
+    refused("data/changing has changed since out was trained, and has another tokenizer", "invert.py", "--out_dir=out")
+
+
+def test_a_fresh_model_is_trained_anew_when_its_dataset_has_changed(run, trained):
+    """Otherwise the new text would be put to a model of another text, or even of another tokenizer."""
+    arguments = *FRESH, "--dataset=changing", "--models=mixer", "--train_tokens=99", "--out_dir=t", "--methods=adam"
+    for tokenizer, count in ("byte", 1), ("bpe", 2), ("bpe", 2):
+        prepare_text(run, "changing", "Ten and ten is twenty, says the clerk. " * 90, tokenizer)
+        status, _, err = run("invert.py", *arguments)
+        assert status == 0 and len(trained) == count, err
+    assert trained[1]["init_from"] == "scratch" and os.path.exists("t/mixer_torch_1_1337.1/ckpt.pt")
+
+
+def test_the_home_folder_is_found_in_compare(run, monkeypatch, tmp_path):
+    """~ in front of a pattern and of the file of a prompt."""
+    run("train.py", "--out_dir=home/a")
+    (tmp_path / "home" / "prompt.txt").write_text("12 times 3", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    status, out, err = run("invert.py", "--compare=~/a*", "--out_dir=~/found", "--start=FILE:~/prompt.txt", *FAST)
+    assert status == 0 and "12 times 3" in out, err
+    assert {row["model"] for row in results("home/found")[0]} == {str(tmp_path / "home" / "a")}
+
+
+def test_a_folder_is_taken_by_its_name_and_once(run):
+    """A name with brackets is no pattern where it is a folder, and a run that two patterns match is one."""
+    run("train.py", "--out_dir=out[1]")
+    status, _, err = run("invert.py", "--compare=out[1],./out[1]", "--out_dir=both", "--methods=adam", *FAST)
+    rows, _ = results("both")
+    assert status == 0 and [row["model"] for row in rows] == ["out[1]"], err
+
+
 def test_bad_invert_input_is_refused(run, refused):
     """Each is one line that says what is wrong, status 2."""
     run("train.py")
@@ -328,8 +520,17 @@ def test_bad_invert_input_is_refused(run, refused):
         ("no prompt", "--start=FILE:empty.txt"), ("cannot read nowhere.txt", "--start=FILE:nowhere.txt"),
         ("1 to 11 tokens", "--windows=4,12"), ("1 to 5 tokens", "--start=xxxxx --windows=6"),
         ("layers: '3' is out of range", "--layers=1,3"), ("layers: '0'", "--layers=0"),
-        ("methods: 'sgd' is out of range; possible: gd, adam, exact", "--methods=gd,sgd"),
-        ("metric: 'l3'", "--metric=l3"), ("lrs takes list[float]", "--lrs=0.1,fast"), ("steps", "--steps=0"),
+        ("methods must be one of gd | adam | exact", "--methods=gd,sgd"),
+        ("metric must be one of l1 | l2 | cosine", "--metric=l3"), ("lrs takes list[float]", "--lrs=0.1,fast"),
+        ("steps must be in [1, inf)", "--steps=0"), ("n_prompts must be in [1, inf)", "--n_prompts=0"),
+        ("seeds must be in [1, 1000]", "--seeds=0"), ("batch_size must be in [1, inf)", "--batch_size=0"),
+        ("lrs must be in (0, inf)", "--lrs=0.1,-1"), ("adam_lrs must be in (0, inf)", "--adam_lrs=1e999"),
+        ("embd_stds must be in (0, inf)", "--models=mixer --embd_stds=1.0,0"), ("windows must", "--windows=4,0"),
+        ("seed must be in [0, 1e12]", "--seed=-1"), ("seed is too large", "--seed=99999999999999999999999"),
+        ("last_n must be in [0, inf)", "--last_n=-1"), ("show must be in [0, inf)", "--show=-1"),
+        ("inits must be one of auto | torch | normal", "--models=mixer --inits=zeros"),
+        ("train_tokens must be in [0, inf)", "--models=mixer --train_tokens=-5"),
+        ("at least one value each", "--lrs="), ("at least one value each", "--methods="),
         ("no checkpoint", "--out_dir=nowhere"), ("no dataset in", "--models=mixer --dataset=nowhere"),
         ("n_embd is for fresh models", "--n_embd=64"), ("model_type is for", "--models=gpt --model_type=gpt"),
         ("model_type must be", "--models=rnn --dataset=tiny"), ("exact needs", "--methods=exact --last_n=1"),

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import fast
-import model as model_module
-from model import Attention, LanguageModel, MaskedConv, Mixer, ModelConfig, Rotary
+from lib import fast
+from model import Attention, Cache, LanguageModel, MaskedConv, Mixer, ModelConfig, Rotary
 
 B, T, V = 3, 11, 31
 VARIANTS = {
@@ -142,30 +141,39 @@ def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
     torch.nn.init.zeros_(conv.bias)
     expected = [[[w[t - s].item() if s <= t else 0.0 for s in range(5)] for t in range(5)]
                 for w in conv.weight]
-    assert conv.rows(0, 5).tolist() == expected
+    assert conv.mixing(torch.zeros(1, 5, 7)).tolist() == expected
     x = torch.randn(2, T, 7, requires_grad=True)
     results = []
-    for fft_from in (1, 10_000):
-        monkeypatch.setattr(model_module, "FFT_FROM", fft_from)
+    for is_fast, fft_from in (False, 1), (True, 1), (True, 10_000):
+        fast.use_fast_functions(is_fast)
+        monkeypatch.setattr(fast, "FFT_FROM", fft_from)
         y = conv(x)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, conv.weight])])
-    for by_fft, by_matrix in zip(*results):
-        torch.testing.assert_close(by_fft, by_matrix, rtol=1e-4, atol=1e-4)
+    for plain, by_fft, by_window in zip(*results):
+        torch.testing.assert_close(by_fft, plain, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(by_window, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, dict(kernel_size=3), dict(expanded=True, parallel=2, mixer_heads=2)])
-def test_products_without_zeros_equal_dense_ones(options, monkeypatch):
-    """Logits and gradients are the same from the number of tokens on at which blocks of rows are used; so are
-    logits with a cache, which does without them."""
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fast_functions_change_nothing(options, dtype, monkeypatch):
+    """Logits, loss and gradients of every variant are those of the plain functions, also in bfloat16."""
     monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(fast, "BLOCKS_FROM", 1)
+    monkeypatch.setattr(fast, "FFT_FROM", 1)
+    monkeypatch.setattr(fast, "LOGITS", 4 * V)
     model, idx = build(**options), random_tokens()
     results = []
-    for blocks_from in (1, 10_000):
-        monkeypatch.setattr(model_module, "BLOCKS_FROM", blocks_from)
-        logits, loss = model(idx, idx)
-        results.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
-    for by_blocks, dense in zip(*results):
-        torch.testing.assert_close(by_blocks, dense, rtol=1e-4, atol=1e-6)
+    for is_fast in False, True:
+        fast.use_fast_functions(is_fast)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits, loss = model(idx, idx)
+        results.append([logits, loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for plain, other in zip(*results):
+        if dtype == torch.float32:
+            torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
+        else:
+            assert (other - plain).norm() <= 0.05 * plain.norm() + 1e-3
 
 
 @every_variant
@@ -239,7 +247,7 @@ def test_initialisation_is_the_one_that_the_config_names():
     big = dict(block_size=64, n_embd=128, n_head=4, n_layer=1, vocab_size=4096)
     model = LanguageModel(ModelConfig(**big))
     assert model.wte.weight.std().item() == pytest.approx(1.0, rel=0.02)
-    conv = model.blocks[0].mix[0][0].heads[0][0][0]
+    conv = model.blocks[0].mix[0][0].conv[0]
     lower = conv.weight[0][torch.ones(64, 64).tril().bool()]
     assert lower.abs().max() <= 1 / 8 and lower.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.05)
     model = LanguageModel(ModelConfig(model_type="llama", **big))
@@ -279,17 +287,90 @@ def test_every_variant_overfits_one_batch(options):
     assert loss.item() < 0.3
 
 
-@pytest.mark.parametrize("blocks_from", [1, 10_000])
-@pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["llama"], VARIANTS["kernel_4"]])
-def test_flops_equal_those_that_torch_counts(options, blocks_from, monkeypatch):
-    """By matmul shapes, against torch's own counter, at T != C, with products in blocks and without."""
-    monkeypatch.setattr(model_module, "BLOCKS_FROM", blocks_from)
-    monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
+@every_variant
+def test_flops_equal_those_that_torch_counts(options):
+    """By matmul shapes, against torch's own counter, at T != C."""
     model = build(**options)
     # the counter does not know fused attention
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(random_tokens(1, 8))
     assert model.estimate_flops(8) * 8 == counter.get_total_flops()
+
+
+def test_fast_functions_do_not_change_the_flops(monkeypatch):
+    """They are dense T x T by convention, whichever kernel runs."""
+    monkeypatch.setattr(fast, "BLOCKS_FROM", 1)
+    flops = [build(**options).estimate_flops() for options in VARIANTS.values()]
+    fast.use_fast_functions()
+    assert flops == [build(**options).estimate_flops() for options in VARIANTS.values()]
+
+
+def test_a_mixing_module_without_flops_is_an_error():
+    """Not a silent 0."""
+    model = build()
+    model.blocks[0].mix[0][0] = torch.nn.Linear(20, 20)
+    with pytest.raises(ValueError, match=r"Linear has no method flops\(T\)"):
+        model.estimate_flops()
+
+
+@every_variant
+def test_mixing_matrices_mix(options):
+    """Per layer (heads, T, T), lower triangular; with them alone the first layer's mixing can be computed again."""
+    model, idx = build(**options), random_tokens(1)
+    matrices = model.mixing(idx)
+    assert len(matrices) == 2 and all(layer.shape[1:] == (T, T) for layer in matrices)
+    assert all((layer.triu(1) == 0).all() and layer.tril().abs().sum() > 0 for layer in matrices)
+    block, x = model.blocks[0], model.run_blocks(model.embed(idx), n_layer=0)
+    for module in block.mix[0]:
+        if isinstance(module, Attention):
+            _, _, v = module.qkv(block.mix_norm[0](x))                                    # (1, nh, T, hs)
+            y = matrices[0][:5] @ v[0]
+            torch.testing.assert_close(module.c_proj(y.transpose(0, 1).reshape(1, T, 20)), module(block.mix_norm[0](x)))
+            torch.testing.assert_close(matrices[0][:5].sum(-1), torch.ones(5, T))
+    if options in ({}, dict(toeplitz=True)):
+        normed = block.mix_norm[0](x)
+        expected = matrices[0][0] @ normed + block.mix[0][0].conv[0].bias[:T, None]
+        torch.testing.assert_close(expected, block.mix[0][0](normed))
+
+
+def test_wrong_shapes_are_refused_with_a_sentence():
+    """Token ids without a batch, layers that are not there, a full cache, a prompt that is a flat list."""
+    model = build()
+    with pytest.raises(ValueError, match=r"shape \(B, T\)"):
+        model(torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="n_layer must be 0 to 2"):
+        model.run_blocks(model.embed(random_tokens()), n_layer=9)
+    cache = Cache(13)
+    model.run_blocks(model.embed(random_tokens(B, 13)), cache=cache)
+    with pytest.raises(ValueError, match="14 tokens do not fit into block_size 13"):
+        model.run_blocks(model.embed(random_tokens(B, 1)), cache=cache)
+    with pytest.raises(ValueError, match="list of lists of token ids"):
+        list(model.generate([1, 2, 3], 4))
+
+
+def test_loss_can_be_differentiated_twice_or_says_that_it_cannot():
+    """Plainly, second derivatives are those of the formula; the fast loss refuses instead of giving zeros."""
+    model, idx = build(), random_tokens()
+    x = model.run_blocks(model.embed(idx)).detach().requires_grad_()
+
+    def squared_gradient():
+        gradient, = torch.autograd.grad(model.head(x, idx, return_logits=False)[1], x, create_graph=True)
+        return gradient.square().sum()
+    second, = torch.autograd.grad(squared_gradient(), x)
+    step = 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    before = squared_gradient().item()
+    x.data += step
+    assert squared_gradient().item() - before == pytest.approx((second * step).sum().item(), rel=0.05)
+    fast.use_fast_functions()
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(squared_gradient(), x)
+    fast.use_fast_functions(False)
+    parameters = dict(model.named_parameters())
+    loss = lambda p: torch.func.functional_call(model, p, (idx, idx))[1]  # noqa: E731
+    gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(model(idx, idx)[1], list(parameters.values()))
+    for name, gradient in zip(parameters, expected):
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_weight_decay_is_for_matrices_only():
@@ -310,7 +391,7 @@ def test_weight_decay_is_for_matrices_only():
     (dict(dropout=1.0), "dropout must be in"),
     (dict(embd_std=-1.0), "embd_std must be a positive number"),
     (dict(bias="maybe"), "bias must be True or False"),
-    (dict(model_type="llama", n_embd=15), "even widths"),
+    (dict(model_type="llama", n_embd=15), "even width"),
     (dict(toeplitz=True, causal=False), "toeplitz"),
 ])
 def test_a_config_that_makes_no_model_is_refused(options, message):

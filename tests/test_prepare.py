@@ -1,7 +1,10 @@
-"""prepare.py and documents.py: text gets into the token files unaltered, and no error costs a dataset."""
+"""prepare.py and the documents of lib/sources.py: text stays unaltered, and no error costs a dataset."""
 import base64
+import csv
 import inspect
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,13 +15,12 @@ import pyarrow.parquet
 import pytest
 import tiktoken
 
-import documents
 import prepare as module
-from config_file import read_settings
-from configurator import configure
-from dataset import build_tokenizer, load_meta, load_tokens
-from documents import HUB, choose_side, first_mb, read_text, split_documents, split_python
-from prepare import make_tokenizer, prepare
+from configurator import configure, read_defaults, run_script
+from lib import sources as documents
+from lib.data import build_tokenizer, load_meta, load_tokens
+from lib.sources import HUB, choose_side, read_text, split_documents, split_python
+from prepare import first_mb, make_tokenizer, prepare
 
 EOT = "<|endoftext|>"
 HOSTILE = ["", " ", "\n", "\r\n", "a\r\nb\rc\n", "\t\x00\x7f\x0b", "naïve café A\u030a",
@@ -32,7 +34,7 @@ STORIES = [f"Story {i}: {'so ' * (i % 7)}the {i * i} cats said “miau”\r\nand
 @pytest.fixture
 def run(tmp_path):
     """prepare with the defaults of the command line, and data in a folder of the test."""
-    settings = read_settings(module.__file__)
+    settings = read_defaults("prepare.py")
     defaults = {key: settings[key].value for key in inspect.signature(prepare).parameters}
 
     def run(**settings):
@@ -42,8 +44,8 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def refused(run, capsys, tmp_path):
-    """Runs prepare, which must end with a status and one line, and leave everything on the disk as it was."""
+def refused(monkeypatch, capsys, tmp_path):
+    """Runs the script, which must end with a status and one line, and leave everything on the disk as it was."""
     data = tmp_path / "data"
 
     def snapshot():
@@ -51,8 +53,11 @@ def refused(run, capsys, tmp_path):
 
     def refused(status=2, **settings):
         before, _ = snapshot(), capsys.readouterr()
+        settings = {"data_dir": data, "vocab_size": 300} | settings
+        arguments = [f"--{key}={value}" for key, value in settings.items()]
+        monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
         with pytest.raises(SystemExit) as exit_info:
-            run(**settings)
+            run_script(module.main, "prepare.py")
         captured = capsys.readouterr()
         assert exit_info.value.code == status and captured.out == ""
         assert re.fullmatch("error: .+\n", captured.err), captured.err
@@ -72,6 +77,15 @@ def write_parquet(path, columns):
     """A parquet file with several row groups."""
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=40)
     return str(path)
+
+
+def write_csv(path, rows):
+    """A .csv file with a first line of columns."""
+    with open(path, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def decoded(folder, side):
@@ -293,19 +307,23 @@ def test_text_is_cut_at_separators(piece_bytes, tmp_path, monkeypatch):
 
 
 def test_formats_give_the_same_files(run, tmp_path):
-    """Text file, folder, .jsonl and .parquet with the same documents give the same tokens and tokenizer."""
+    """Each format, and a folder, with the same documents give the same tokens and tokenizer."""
     rows = [{"id": i, "body": text} for i, text in enumerate(STORIES)]
     write(tmp_path / "txt.txt", f"\n{EOT}\n".join(STORIES))
     write(tmp_path / "inline.log", EOT.join(STORIES))
     write(tmp_path / "json.jsonl", "\n".join(json.dumps(row) for row in rows) + "\n\n")
     write(tmp_path / "utf8.JSONL", "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     write_parquet(tmp_path / "table.parquet", {"id": list(range(300)), "body": STORIES})
+    write(tmp_path / "array.json", json.dumps(rows, indent=1))
+    write(tmp_path / "lines.Json", "\n".join(json.dumps(row) for row in rows))
+    write_csv(tmp_path / "cells.CSV", rows)
     write(tmp_path / "folder/b/2.txt", EOT.join(STORIES[200:]))
     write(tmp_path / "folder/a.txt", EOT.join(STORIES[:150]))
     write(tmp_path / "folder/b/1.txt", EOT.join(STORIES[150:200]))
     write(tmp_path / "folder/readme.md", "not taken")
     results = {}
-    for name in ("txt.txt", "inline.log", "json.jsonl", "utf8.JSONL", "table.parquet", "folder"):
+    for name in ("txt.txt", "inline.log", "json.jsonl", "utf8.JSONL", "array.json", "lines.Json", "cells.CSV",
+                 "table.parquet", "folder"):
         meta = run(input=tmp_path / name, text_key="body")
         results[name] = files_of(tmp_path / "data" / name.split(".")[0])
         results[name].pop("meta.json")
@@ -313,12 +331,81 @@ def test_formats_give_the_same_files(run, tmp_path):
     assert all(result == results["txt.txt"] for result in results.values())
 
 
+def test_an_array_of_texts_is_read(run, tmp_path):
+    """A .json file may hold nothing but texts; null counts as an empty one."""
+    run(input=write(tmp_path / "a.json", " \n" + json.dumps([*STORIES, None])))
+    assert decoded(tmp_path / "data/a", "train") + decoded(tmp_path / "data/a", "val") == sorted(
+        STORIES, key=lambda text: choose_side(text.encode(), 0.1))
+
+
+def test_cells_may_be_long_and_hold_line_ends(run, tmp_path):
+    """A cell beyond the limit of the csv module, with quotes, commas and all kinds of line ends in it."""
+    text = 'say "a, b"\r\nand\rgo\n\u2028' * 20_000
+    run(input=write_csv(tmp_path / "a.csv", [{"id": 1, "text": text}, {"id": 2, "text": ""}]), tokenizer="byte")
+    assert decoded(tmp_path / "data/a", "train") + decoded(tmp_path / "data/a", "val") == [
+        text[:round(0.9 * len(text))], text[round(0.9 * len(text)):]]
+
+
+def test_folder_of_all_kinds_of_files(run, tmp_path, capsys):
+    """All formats in any case, each file once; hidden files and other formats are skipped, and counted."""
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    write(folder / "a.TXT", "text a")
+    write(folder / "book.txt/chapter.txt", "text b")  # a folder, whatever its name
+    write(folder / "c.Jsonl", '{"text": "text c"}\n')
+    write(folder / "d.json", '[{"text": "text d", "id": 5}]')
+    write_csv(folder / "e.csv", [{"id": 7, "text": "text e"}])
+    write_parquet(folder / "f[*?].parquet", {"id": [3], "text": ["text f"]})
+    write(outside / "g.txt", "text g")
+    for name in ("._a.TXT", ".hidden.txt", ".git/x.txt"):
+        write(folder / name, b"\x00\xff")
+    for name in ("notes.md", "more.md", "photo.jpg", "README"):
+        write(folder / "other" / name, b"\x00\xff")
+    os.symlink(outside, folder / "linked")
+    os.symlink(outside, folder / "linked_again")
+    os.symlink(folder, folder / "book.txt/circle")
+    os.symlink(folder / "a.TXT", folder / "z.txt")
+    os.symlink(tmp_path / "nowhere", folder / "broken.txt")
+    run(input=folder, tokenizer="byte", val_fraction=0.2)
+    texts = [a + b for a, b in zip(*(decoded(tmp_path / "data/folder", side) for side in ("train", "val")))]
+    assert texts == [f"text {letter}" for letter in "abcdefg"]
+    assert (f"skipped in {folder}: 1 .jpg, 2 .md, 1 .txt, 3 hidden, 3 linked twice, 1 without ending\n"
+            in capsys.readouterr().out)
+
+
+def test_folder_that_cannot_be_read_is_named(refused, tmp_path, monkeypatch):
+    """A part of the text must not be missing in silence."""
+    write(tmp_path / "folder/a.txt", "words " * 50)
+    (tmp_path / "folder/locked").mkdir()
+    listed = documents.Path.iterdir
+
+    def iterdir(path):
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+    monkeypatch.setattr(documents.Path, "iterdir", iterdir)
+    assert "locked: permission denied" in refused(input=tmp_path / "folder")
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "json", "csv", "parquet"])
+def test_names_are_no_patterns(ending, run, tmp_path):
+    """[ ] * and ? in the names of files and folders stand for themselves."""
+    path = tmp_path / "[set]*" / f"a[b]?{{c}}.{ending}"
+    path.parent.mkdir()
+    {"txt": lambda: write(path, EOT.join(STORIES)),
+     "jsonl": lambda: write(path, "\n".join(json.dumps({"text": text}) for text in STORIES)),
+     "json": lambda: write(path, json.dumps(STORIES)),
+     "csv": lambda: write_csv(path, [{"text": text} for text in STORIES]),
+     "parquet": lambda: write_parquet(path, {"text": STORIES})}[ending]()
+    meta = run(input=path, tokenizer="byte")
+    assert meta["name"] == "a_b___c_" and meta["train"]["documents"] + meta["val"]["documents"] == 300
+
+
 def test_home_folder_is_expanded(tmp_path, monkeypatch):
     """~ stands for the home folder, in --input and --data_dir of the command line."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write(tmp_path / "my text.txt", "to be or not to be\n" * 20)
-    settings = configure(["--input=~/my text.txt", "--data_dir=~/sets", "--tokenizer=byte"], module.__file__)
+    settings = configure(["--input=~/my text.txt", "--data_dir=~/sets", "--tokenizer=byte"], "prepare.py")
     prepare(**{key: settings[key] for key in inspect.signature(prepare).parameters})
     assert decoded(tmp_path / "sets/my_text", "val")[0].endswith("not to be")
 
@@ -423,6 +510,73 @@ def test_leftovers_of_a_killed_run_are_removed(run, tmp_path):
     assert set(files_of(tmp_path / "data/a")) == module.FILES
 
 
+def test_a_second_prepare_waits(tmp_path):
+    """It says so, and makes the dataset when the first has ended; no lock is left behind."""
+    write(tmp_path / "a.txt", EOT.join(STORIES))
+    code = (f"import sys; sys.path.insert(0, {os.path.dirname(module.__file__)!r})\n"
+            "from lib.data import replacing_folder\n"
+            "with replacing_folder('data/a', set()) as folder:\n"
+            "    open(folder + '/train.bin', 'w').close(); print('at work', flush=True); input()")
+    options = dict(cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], **options) as first:
+        assert first.stdout.readline() == "at work\n"
+        command = [sys.executable, module.__file__, "--input=a.txt", "--tokenizer=byte"]
+        with subprocess.Popen(command, **options) as second:
+            assert "waiting" in second.stdout.readline()
+            assert second.poll() is None and os.listdir(tmp_path / "data/a.tmp") == ["train.bin"]
+            first.communicate("\n")
+            assert "--dataset=a" in second.communicate()[0] and second.returncode == 0
+    assert decoded(tmp_path / "data/a", "train") == [
+        text for text in STORIES if choose_side(text.encode(), 0.1) == "train"]
+    assert os.listdir(tmp_path / "data") == ["a"]
+
+
+def test_prepares_of_one_dataset_at_once_all_succeed(tmp_path):
+    """Four at a time: each reports a dataset, and the last is whole."""
+    write(tmp_path / "a.txt", EOT.join(STORIES))
+    command = [sys.executable, module.__file__, "--input=a.txt", "--tokenizer=byte"]
+    runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(4)]
+    for process in runs:
+        process.communicate()
+    assert [process.returncode for process in runs] == [0] * 4
+    assert len(decoded(tmp_path / "data/a", "train") + decoded(tmp_path / "data/a", "val")) == 300
+    assert os.listdir(tmp_path / "data") == ["a"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_linked_dataset_folder_stays_a_link(exists, run, tmp_path):
+    """The files land in the folder that the link names, whether it is there yet or not, and do so each time."""
+    path, disk = write(tmp_path / "a.txt", EOT.join(STORIES)), tmp_path / "disk/a"
+    if exists:
+        disk.mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    os.symlink(disk, tmp_path / "data/a")
+    for _ in range(2):
+        run(input=path, tokenizer="byte")
+        assert (tmp_path / "data/a").is_symlink() and set(files_of(disk)) == module.FILES
+        assert os.listdir(tmp_path / "data") == os.listdir(tmp_path / "disk") == ["a"]
+    os.rename(disk, tmp_path / "disk/a.old")  # killed between the two renames
+    assert load_meta(tmp_path / "data/a")["name"] == "a"
+
+
+def test_what_file_managers_leave_does_not_block(run, refused, tmp_path):
+    """.DS_Store and the like may stand in a dataset's folder, but no hidden file of another kind."""
+    path = write(tmp_path / "a.txt", "words " * 50)
+    for name in (".DS_Store", "._meta.json", "Thumbs.db", "desktop.ini"):
+        write(tmp_path / "data/a" / name, b"litter")
+    run(input=path)
+    assert set(files_of(tmp_path / "data/a")) == module.FILES
+    write(tmp_path / "data/a/.git/HEAD", b"work of weeks")
+    assert "not a dataset's" in refused(input=path)
+
+
+def test_a_name_cannot_be_that_of_a_temporary_folder(refused, tmp_path):
+    """a.tmp and a.old would be removed when a is made."""
+    path = write(tmp_path / "a.txt", "words " * 50)
+    for name in ("a.tmp", "a.old", "../a", ""):
+        assert "names a folder" in refused(input=path, dataset=name)
+
+
 def test_other_peoples_folders_are_not_replaced(refused, tmp_path):
     """A folder of that name that holds anything else is left alone: here, the input itself."""
     path = write(tmp_path / "data/a/thesis.txt", "words " * 50)
@@ -441,10 +595,10 @@ def test_data_folder_that_cannot_be_written(refused, tmp_path):
     ({"tokenizer": "wordpiece"}, "bpe, byte, "),
     ({"vocab_size": 257}, "258"),
     ({"vocab_size": -1}, "258"),
-    ({"val_fraction": 0.0}, "between 0 and 1"),
-    ({"val_fraction": 1.0}, "between 0 and 1"),
-    ({"val_fraction": float("nan")}, "between 0 and 1"),
-    ({"val_fraction": "much"}, "between 0 and 1"),
+    ({"val_fraction": 0.0}, "(0, 1)"),
+    ({"val_fraction": 1.0}, "(0, 1)"),
+    ({"val_fraction": "1e999 - 1e999"}, "(0, 1)"),
+    ({"val_fraction": "much"}, "(0, 1)"),
     ({"max_mb": -1}, "max_mb"),
     ({"input": "no such file.txt"}, "no such file.txt"),
     ({"input": "~/../nowhere/"}, "nowhere"),
@@ -472,7 +626,20 @@ def test_wrong_setting_is_one_line(settings, part, refused):
     ("a.jsonl", b'{"text": "\xff"}\n', ["offset 10"]),
     ("a.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
     ("a.parquet", b"PAR1 but not really", ["a.parquet"]),
-    ("folder/readme.md", b"no .txt here", ["no folder with .txt files"]),
+    ("a.jsonl", b'"a text"\n', ["line 1", "object"]),
+    ("a.json", b'{"data": [\n{"text": "a"}]}\n', ["a.json, line 1", "holds an array, or one object per line"]),
+    ("a.json", b'[{"text": "a"}]\n[]', ["a.json is not JSON"]),
+    ("a.json", b'[{"body": "a", "id": 1}]', ["item 1", "body, id", "--text_key"]),
+    ("a.json", b'[{"text": "a"}, 7]', ["item 2", "int"]),
+    ("a.json", b"[" * 100_000, ["not JSON"]),
+    ("a.csv", b"id,body\n1,a\n", ["line 2", "id, body", "--text_key"]),
+    ("a.csv", b"id,text\n1,a\n2,a, b\n", ["line 3", "more cells"]),
+    ("a.csv", b'id,text\n1,"a\n', ["line 2", "not CSV"]),
+    ("a.csv", b"id,text\n", ["split is empty"]),
+    ("a.csv", "id,text\n1,ä\n".encode("latin-1"), ["offset 10"]),
+    ("a.tsv", b"id\ttext\n1\ta\n", ["a.tsv", ".txt, .jsonl, .json, .csv, .parquet"]),
+    ("a.jsonl.gz", b"\x1f\x8b", ["a.jsonl.gz", ".txt, .jsonl, .json, .csv, .parquet"]),
+    ("folder/readme.md", b"no .txt here", ["nothing to read", "folder", ".txt, .jsonl, .json, .csv, .parquet"]),
     ("...", b"words " * 50, ["name", "letters"]),
 ])
 def test_bad_input_is_one_line(name, content, parts, refused, tmp_path):
@@ -488,6 +655,45 @@ def test_parquet_without_text_is_one_line(columns, part, refused, tmp_path):
     """A missing column names those that there are; a column of numbers is no text."""
     path = write_parquet(tmp_path / "a.parquet", columns)
     assert part in refused(input=path)
+
+
+def test_damaged_parquet_is_named(refused, tmp_path):
+    """The line names the file, not the library's word for its kind."""
+    path = write(tmp_path / "a.parquet", b"PAR1 but not really")
+    assert refused(input=path).startswith(f"error: cannot read {path}: ")
+
+
+@pytest.mark.parametrize("name", ["python.txt", "Python.jsonl", "tinystories/a.txt", "python_pairs.txt"])
+def test_input_does_not_take_the_name_of_another_dataset(name, refused, run, tmp_path):
+    """A file called like an embedded dataset, or one of the hub, needs --dataset."""
+    path = write(tmp_path / name, '{"text": "words and words and words"}\n')
+    path = path.parent if path.name == "a.txt" else path
+    assert "--dataset=NAME" in refused(input=path)
+    assert run(input=path, dataset="mine")["name"] == "mine"
+
+
+def test_missing_package_is_one_line(refused, tmp_path, monkeypatch):
+    """Without rustbpe, the line says what to install."""
+    monkeypatch.setitem(sys.modules, "rustbpe", None)
+    assert "pip install rustbpe" in refused(input=write(tmp_path / "a.txt", "words " * 50), status=1)
+
+
+@pytest.mark.parametrize("arguments", [["--input=bad.txt", "--tokenizer=byte"], ["--input=bad.txt"],
+                                       ["--pairs=bad.jsonl"]])
+def test_an_error_stands_on_a_line_of_its_own(arguments, tmp_path, monkeypatch):
+    """On a terminal, the progress bar is closed before the error is printed."""
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "bad.txt", EOT.join(STORIES).encode() + b"\xff")
+    write(tmp_path / "bad.jsonl", '{"query": "a", "passage": "b"}\n{')
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(SystemExit):
+        run_script(module.main, "prepare.py")
+    *bars, last, end = sys.stderr.getvalue().split("\n")
+    assert bars and last.startswith("error: ") and end == ""
 
 
 def test_tokenizer_that_cannot_be_downloaded(refused, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the README says of the code is so: its table of lines, its commands, its files."""
+"""The README and results/ tell the truth about the code: functions, commands, files."""
 import os
 import re
 import shlex
@@ -18,22 +18,51 @@ def read(name):
 README = read("README.md")
 
 
-def test_table_of_equations_points_at_the_right_lines():
-    """Each row `[N](model.py#LN) | `code`` names a line that holds that code."""
-    rows = re.findall(r"\[(?:\w+\.py )?(\d+)\]\((\w+\.py)#L(\d+)\) \| `(.+?)` \|", README)
+def test_functions_of_the_paper_exist():
+    """Each row `name` | file of the table from the paper to the code names what that file defines."""
+    rows = re.findall(r"^\|.*\| (`.+`) \| ([\w/]+\.py) \|$", README, re.M)
     assert len(rows) > 9
-    for number, name, anchor, code in rows:
-        assert number == anchor and code in read(name).splitlines()[int(number) - 1], (number, code)
+    for names, path in rows:
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert re.search(rf"^ *(def |class )?{name.split('.')[-1]}\b[ (:]", read(path), re.M), (name, path)
 
 
-COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert)\.py(.*)$", README, re.M)
+def test_readme_is_short():
+    """At most 2,000 words."""
+    assert len(README.split()) <= 2000
+
+
+RESULTS = {name: read(f"results/{name}") for name in os.listdir(os.path.join(HERE, "results")) if name.endswith(".md")}
+
+
+def test_every_csv_is_explained_and_has_a_command():
+    """One of the files in results/ links it, and its first line is the command that made it."""
+    text = "".join(RESULTS.values())
+    for folder, _, names in os.walk(os.path.join(HERE, "results")):
+        for name in names:
+            if name.endswith(".csv"):
+                path = os.path.relpath(os.path.join(folder, name), os.path.join(HERE, "results")).replace(os.sep, "/")
+                assert f"({path})" in text, path
+                assert read(f"results/{path}").startswith("#"), path
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_files_that_results_link_exist(name):
+    """CSVs, figures and sections, relative to results/."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", RESULTS[name]) if not link.startswith("http")]
+    assert len(links) > 2 or name == "faults.md"
+    assert not [link for link in links if not os.path.exists(os.path.join(HERE, "results", link))]
+
+
+COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert|retrieve|compare|bench)\.py(.*)$",
+                      README, re.M)
 
 
 @pytest.mark.parametrize("script, arguments", COMMANDS)
 def test_commands_have_settings_that_exist(script, arguments, monkeypatch):
     """Every key and config file of the README's commands is accepted."""
     monkeypatch.chdir(HERE)
-    models = [] if script in ("sample", "prepare") else ["model.py"]
+    models = ["model.py"] if script in ("train", "invert", "retrieve") else []
     configure(shlex.split(arguments, comments=True), f"{script}.py", *models)
 
 
@@ -49,6 +78,6 @@ def test_files_that_are_linked_exist():
 def test_configs_are_valid(name):
     """Each file in config/ for training sets keys that exist, and makes a model."""
     script = name.partition("_")[0] if name.startswith(("invert", "retrieve", "compare")) else "train"
-    models = [] if script == "compare" else [f"{HERE}/model.py"]
-    config = configure([f"{HERE}/config/{name}"], f"{HERE}/{script}.py", *models)
+    models = [] if script == "compare" else ["model.py"]
+    config = configure([f"{HERE}/config/{name}"], f"{script}.py", *models)
     assert config["out_dir"].startswith("out/")

@@ -1,24 +1,25 @@
-"""Pairs and retrieval: no leaks between the sides, losses and metrics by hand, pads that nobody sees."""
+"""Retrieval: losses and metrics by hand, pads that nobody sees, and runs that end well."""
 import csv
 import json
 import math
 import os
+import signal
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-import pairs
-from conftest import flip
+import retrieve
+from configurator import configure
+from conftest import HERE, flip
+from lib.retrieval import (Encoder, best_passages, cached_backward, drop_tokens, embed, evaluate_scores, info_nce,
+                           is_right, load_encoder, match_batch, match_logits, measure_baseline, pad)
 from model import LanguageModel, ModelConfig
-from pairs import (choose_held_out, docstring_pairs, further_pairs, load_pairs, prepare_pairs,
-                   split_python_pairs, split_rows, unique)
-from retrieval import (Encoder, best_passages, cached_backward, drop_tokens, embed, evaluate_scores,
-                       info_nce, match_batch, match_logits, pad)
 
 B, T, C, V = 5, 7, 12, 31
 IDS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [2, 7]]
-HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ["--pairs=sums", "--dataset=tiny", "--block_size=13", "--n_layer=1", "--n_embd=12", "--n_head=3",
         "--batch_size=8", "--micro_batch_size=4", "--max_iters=6", "--max_seconds=0", "--warmup_iters=2",
         "--eval_queries=11", "--log_interval=2", "--sizes=2,4", "--baselines=", "--compile=false",
@@ -36,177 +37,6 @@ class Letters:
 
     def encode_ordinary_batch(self, texts):
         return [[ord(letter) - ord("a") for letter in text] for text in texts]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# pairs
-
-SOURCE = '''
-class Reader:
-    """Reads the lines of a file, one after the other.
-
-    Slowly.
-    """
-
-    def next_line(self, skip_blank=True):
-        """Return the next line,
-        or None at the end."""
-        line = self.file.readline()
-        return self.next_line() if skip_blank and not line.strip() else line
-
-    def short(self):
-        """A docstring that is long enough."""
-        return 1
-
-    async def undocumented(self): return await self.file.read(), "no docstring, though long enough to be one"
-
-    def terse(self, a, b, c, d):
-        """Too short."""
-        return [a + b + c + d for _ in range(100)], [a * b * c * d for _ in range(100)]
-
-def one_line(): "A docstring that stands on the line of its function, which leaves no body at all"
-'''
-
-
-def test_docstrings_become_queries_and_their_code_passages():
-    """The first paragraph on one line; the code without it, with all else that is in it; no short ones."""
-    found = dict(docstring_pairs(SOURCE))
-    queries = ["Reads the lines of a file, one after the other.", "Return the next line, or None at the end."]
-    assert list(found) == queries
-    assert found[queries[1]] == (
-        "def next_line(self, skip_blank=True):\n    line = self.file.readline()\n"
-        "    return self.next_line() if skip_blank and not line.strip() else line")
-    first = found[queries[0]]
-    assert first.startswith("class Reader:\n") and "Slowly" not in first and '"""Too short."""' in first
-
-
-def test_further_pairs_of_source():
-    """Later paragraphs, names of what has no docstring (the name is not in the code), and comments."""
-    source = '''
-def fetch(url):
-    """Short.
-
-    Raises an error when
-    the server says no.
-    """
-    return urlopen(url, timeout=10, headers={"User-Agent": "a browser of some kind", "Accept": "*/*"}).read()
-
-def parseHTTPResponse_lines2(text):
-    # the header ends at the first empty line,
-    # whatever it says
-    head, _, body = text.partition("an empty line that is long enough")
-    return parseHTTPResponse_lines2(body) if head else dict(line.split(": ") for line in head)
-'''
-    found = list(further_pairs(source))
-    assert [query for query, _ in found] == [
-        "Raises an error when the server says no.", "parse http response lines 2",
-        "the header ends at the first empty line, whatever it says"]
-    assert found[0][1].startswith("def fetch(url):\n    return urlopen(url")
-    assert found[1][1].startswith("def _(text):\n") and "return _(body)" in found[1][1]
-    assert found[2][1].startswith("head, _, body") and found[2][1].endswith("for line in head)")
-    assert list(further_pairs("def f(:")) == []
-
-
-def test_further_pairs_are_for_training_only(monkeypatch):
-    """The same pairs are held out with them and without."""
-    source = SOURCE + "# a comment that is long enough\nx = [" + 40 * "1, " + "]\n"
-    monkeypatch.setattr("pairs.split_python", lambda _: iter([("train", source), ("val", source)]))
-    plain, more = (list(split_python_pairs(0.5, more)) for more in (False, True))
-    assert len(more) > len(plain) == 4
-    assert [pair for pair in more if pair[0] == "val"] == [pair for pair in plain if pair[0] == "val"]
-
-
-@pytest.mark.parametrize("source", ["def f(:", "x = '\\0'\0", "(" * 5000, "é = 1\x0c\nclass \ud800: pass"])
-def test_source_that_does_not_parse_has_no_pairs(source):
-    assert list(docstring_pairs(source)) == []
-
-
-def test_no_passage_is_on_both_sides_and_no_pair_twice():
-    """A passage stays where it came first; blank texts are out."""
-    given = [("train", "a", "x"), ("val", "b", "x"), ("train", "c", "x"), ("val", "d", "y"),
-             ("train", "e", "y"), ("train", "a", "x"), ("val", " ", "z"), ("val", "f", "\n")]
-    assert list(unique(given)) == [("train", "a", "x"), ("train", "c", "x"), ("val", "d", "y")]
-
-
-def test_sides_go_by_the_passage():
-    """Whatever the query; about val_fraction of the passages are held out."""
-    rows = [("", {"q": f"query {i}", "p": f"passage {i % 400}"}) for i in range(1200)]
-    sides = {}
-    for side, _, passage in split_rows(rows, "q", "p", 0.25):
-        assert sides.setdefault(passage, side) == side
-    assert 70 < list(sides.values()).count("val") < 130
-
-
-def test_passages_of_ms_marco_and_lists():
-    """Those that were selected; all of a list; a single one."""
-    marco = {"passage_text": ["a", "b", "c"], "is_selected": [0, 1, 1]}
-    for value, texts in (marco, ["b", "c"]), (["d", "e"], ["d", "e"]), ("f", ["f"]), ([], []):
-        found = split_rows([("", {"query": "q", "passage": value})], "query", "passage", 0.5)
-        assert [(q, p) for _, q, p in found] == [("q", text) for text in texts]
-
-
-@pytest.fixture
-def sums(tmp_path, monkeypatch):
-    """A set of pairs data/sums, made from a .jsonl file."""
-    monkeypatch.chdir(tmp_path)
-    with open("sums.jsonl", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps({"question": f"{i} + {j}", "reply": f"makes {i + j}é"}) + "\n"
-                     for i in range(20) for j in range(20))
-    return prepare_pairs("sums.jsonl", "sums", "question", "reply", 0.3, "made")
-
-
-def test_a_set_of_pairs_is_written_and_read(sums):
-    """Every pair on one side, texts as they were, several queries a passage."""
-    sides = [load_pairs("made/sums", side) for side in ("train", "val")]
-    assert [len(queries) for queries, _, _ in sides] == list(sums["pairs"].values())
-    assert sum(sums["pairs"].values()) == 400
-    assert not set(sides[0][1]) & set(sides[1][1]) and len(sides[0][1]) + len(sides[1][1]) == 39
-    for queries, passages, gold in sides:
-        assert all(passages[g] == f"makes {eval(query)}é" for query, g in zip(queries, gold))
-
-
-def test_held_out_queries_have_their_passages(sums):
-    """The same ones each time, and other passages beside them."""
-    held_out = choose_held_out(*load_pairs("made/sums", "val"), 7, 9)
-    queries, passages, gold = held_out
-    assert len(queries) == 7 and len(set(passages)) == len(passages) <= 9
-    assert all(passages[g] == f"makes {eval(query)}é" for query, g in zip(queries, gold))
-    assert held_out == choose_held_out(*load_pairs("made/sums", "val"), 7, 9)
-
-
-def test_bad_pairs_are_refused(refused, tmp_path):
-    """One line, status 2, nothing written."""
-    for name, text in [("empty", ""), ("keys", '{"query": "a", "answer": "b"}\n'), ("broken", '{"query": \n'),
-                       ("blank", '{"query": "a", "passage": " "}\n'),
-                       ("number", '{"query": 1, "passage": "a"}')]:
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    for message, argument in [
-        ("0 pairs to train on", "empty.jsonl"), ("no 'passage' among the keys", "keys.jsonl"),
-        ("line 1 is not JSON", "broken.jsonl"), ("0 pairs to train on", "blank.jsonl"),
-        ("'query' is not text", "number.jsonl"), ("no file nowhere.jsonl", "nowhere.jsonl"),
-    ]:
-        refused(message, "prepare.py", f"--pairs={argument}", "--data_dir=new")
-    refused("lies between 0 and 1", "prepare.py", "--pairs=empty.jsonl", "--val_fraction=1.5")
-    assert not (tmp_path / "new").exists() or os.listdir(tmp_path / "new") == []
-
-
-def test_hub_pairs_from_their_own_columns(tmp_path, monkeypatch):
-    """Local parquet files with the columns that the sets of the hub have."""
-    import pyarrow
-    import pyarrow.parquet
-    monkeypatch.chdir(tmp_path)
-    for name, columns in {
-        "msmarco": {"query": [f"q{i}" for i in range(40)], "passages": [
-            {"is_selected": [0, 1], "passage_text": [f"wrong {i}", f"right {i}"]} for i in range(40)]},
-        "squad": {"question": [f"q{i}" for i in range(40)], "context": [f"right {i}" for i in range(40)]},
-    }.items():
-        pyarrow.parquet.write_table(pyarrow.table(columns), f"{name}.parquet")
-        load = {"path": "parquet", "data_files": {"train": f"{name}.parquet"}}
-        monkeypatch.setitem(pairs.HUB, name, (load, *pairs.HUB[name][1:]))
-        meta = prepare_pairs(name, "python", "query", "passage", 0.3, "made")
-        assert meta["name"] == f"{name}_pairs" and sum(meta["pairs"].values()) == 40
-        queries, passages, gold = load_pairs(f"made/{name}_pairs", "train")
-        assert all(passages[g] == f"right {query[1:]}" for query, g in zip(queries, gold))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -276,7 +106,8 @@ def test_info_nce_is_the_double_loop(n_extra):
         to_passages += sum(math.exp(q[i] @ negative / temperature) for negative in extra)
         to_queries = right + sum(math.exp(q[j] @ p[i] / temperature) for j in others)
         total -= (math.log(right / to_passages) + math.log(right / to_queries)) / (2 * B)
-    loss = info_nce(q, p, torch.tensor(ids), temperature, *([extra] if n_extra else []))
+    right = torch.tensor([[one == other for other in ids] for one in ids])
+    loss = info_nce(q, p, right, temperature, *([extra] if n_extra else []))
     assert loss.item() == pytest.approx(total, rel=1e-5)
 
 
@@ -291,9 +122,9 @@ def test_gradient_caching_is_the_whole_batch():
 
         def loss(*embeddings, orders=orders):
             q, p = (e[order] for e, order in zip(embeddings, orders))
-            return info_nce(q, p, torch.arange(B), 0.1)
+            return info_nce(q, p, torch.eye(B, dtype=torch.bool), 0.1)
         if cached:
-            value = cached_backward([functions for functions, _ in parts], loss)
+            value = cached_backward([functions for functions, _ in parts], loss, torch.device("cpu"))
         else:
             value = loss(*(torch.cat([encode() for encode in functions]) for functions, _ in parts))
             value.backward()
@@ -303,14 +134,64 @@ def test_gradient_caching_is_the_whole_batch():
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
 
 
+def test_gradient_caching_has_the_dropout_of_the_whole_batch():
+    """From the same state of the generator: the same loss, gradients and later random numbers, at dropout 0.3."""
+    results = []
+    for cached in False, True:
+        encoder = Encoder(build(dropout=0.3).train(), Letters(), 30)
+        parts = [encoder.parts(ids, 2)[0] for ids in (IDS, IDS[::-1])]
+        torch.manual_seed(5)
+
+        def loss(q, p):
+            return info_nce(q, p, torch.eye(B, dtype=torch.bool), 0.1)
+        if cached:
+            value = cached_backward(parts, loss, torch.device("cpu"))
+        else:
+            value = loss(*[torch.cat([encode() for encode in functions]) for functions in parts])
+            value.backward()
+        results.append([value.detach(), torch.rand(3),
+                        *(p.grad for p in encoder.model.parameters() if p.grad is not None)])
+    for whole, cached in zip(*results):
+        torch.testing.assert_close(cached, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_a_passage_that_answers_a_query_is_no_negative():
+    """Neither for the query, nor the query for the passage: the loss does not depend on how similar they are."""
+    torch.manual_seed(2)
+    q, p = torch.randn(2, 3, C, requires_grad=True).unbind()
+    pairs = retrieve.list_pairs([[0, 2], [1], [3]])
+    batch = torch.tensor([[0, 0], [0, 2], [2, 3]])
+    right = is_right(batch[:, :1], batch[:, 1], pairs)
+    assert right.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    scores = q @ p.T
+    scores.retain_grad()
+    info_nce(scores, torch.eye(3), right, 1.0).backward()
+    assert scores.grad[0, 1] == scores.grad[1, 0] == 0 and scores.grad[0, 2] > 0 and scores.grad[2, 0] > 0
+
+
+def test_the_right_passages_are_known_by_their_indices():
+    """As a loop over the lists says, for passages that are right for nobody or for several."""
+    gold = [[4, 0], [], [4], [2, 3, 1]]
+    found = is_right(torch.arange(4)[:, None], torch.arange(5), retrieve.list_pairs(gold))
+    assert found.tolist() == [[passage in right for passage in range(5)] for right in gold]
+
+
+def test_hard_negatives_are_wrong():
+    """The nearest passage that is right for none; None if all are right."""
+    vectors = {"q": [1, 0], "r": [0, 1], "a": [1, 0], "b": [0.8, 0.6], "c": [0.6, 0.8]}
+    encoder = SimpleNamespace(encode=lambda texts: np.array([vectors[text] for text in texts], dtype=np.float32))
+    gold = [[0, 1], [2], [0, 1, 2]]
+    assert retrieve.nearest_wrong(encoder, ["q", "r", "q"], ["a", "b", "c"], gold) == [2, 1, None]
+
+
 def test_the_matcher_gets_one_right_passage():
     """It stands at `target`, and nowhere else; the query comes first."""
     queries, passages = torch.arange(11.0)[:, None] + 100, torch.arange(11.0)[:, None]
     rows = torch.arange(11).repeat(40)
-    x, target = match_batch(queries, passages, rows, 6, torch.Generator().manual_seed(0))
+    x, candidates, target = match_batch(queries, passages, rows, 6, torch.Generator().manual_seed(0))
     assert x.shape == (440, 6, 1) and torch.equal(x[:, 0, 0], rows + 100.0)
     assert torch.equal(x[:, 1:, 0] == rows[:, None], torch.nn.functional.one_hot(target, 5).bool())
-    assert set(target.tolist()) == set(range(5))
+    assert set(target.tolist()) == set(range(5)) and torch.equal(x[:, 1:, 0], candidates.float())
     assert set(x[rows == 3, 1:].flatten().tolist()) == set(range(11))
 
 
@@ -331,19 +212,35 @@ def test_the_matcher_sees_all_passages():
 def test_metrics_by_hand():
     """Ranks 1, 2 and 3 of 3 passages; a tie counts against us."""
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.9, 0.1, 0.0], [0.9, 0.5, 0.5], [0.2, 0.2, 0.1]])
-    values = evaluate_scores(lambda a, b: scores[a:b], 4, torch.tensor([0, 1, 2, 0]), 3, [1, 3, 4], block=3)
+    values = evaluate_scores(scores, [[0], [1], [2], [0]], 3, [1, 3, 4])
     assert values["mrr10"].tolist() == [1, 0.5, pytest.approx(1 / 3), 0.5]
     assert values["recall_1"].tolist() == values["top1_3"].tolist() == [1, 0, 0, 0]
     assert values["recall_10"].tolist() == values["top1_1"].tolist() == [1, 1, 1, 1]
     assert "top1_4" not in values
 
 
+def test_a_perfect_judge_of_several_right_passages():
+    """It puts both answers first, in either order: recall_1 = top1_n = mrr10 = 1 for all n that can be drawn."""
+    gold = [[3, 0], [1], [2, 4]]
+    scores = torch.tensor([[0.9, 0.1, 0.2, 0.8, 0.3], [0.0, 0.7, 0.0, 0.0, 0.0], [0.1, 0.1, 0.5, 0.1, 0.5]])
+    values = evaluate_scores(scores, gold, 5, [2, 3, 4, 5])
+    assert "top1_4" in values and "top1_5" not in values  # the first query has but 3 wrong passages
+    assert all(value.tolist() == [1, 1, 1] for value in values.values())
+    beaten = evaluate_scores(scores, [[1, 2], [1], [0, 4]], 5, [4])
+    assert beaten["mrr10"].tolist() == [0.25, 1, 0.5] and beaten["top1_4"].tolist() == [0, 1, 0]
+
+
+def test_scores_that_are_no_numbers_are_wrong():
+    values = evaluate_scores(torch.full((1, 4), math.nan), [[2]], 4, [2])
+    assert values["recall_1"].item() == values["top1_2"].item() == 0
+
+
 def test_candidates_are_a_fair_draw():
     """By random scores 1 of n comes first; the candidates of a small n are among those of a large one."""
     P, N = 64, 4000
-    gold = torch.arange(N) % P
+    gold = [[i % P] for i in range(N)]
     scores = torch.rand(N, P, generator=torch.Generator().manual_seed(1))
-    values = evaluate_scores(lambda a, b: scores[a:b], N, gold, P, [2, 8, 64])
+    values = evaluate_scores(scores, gold, P, [2, 8, 64])
     for n in 2, 8, 64:
         assert values[f"top1_{n}"].mean().item() == pytest.approx(1 / n, abs=4 * (1 / n / N) ** 0.5)
     assert (values["top1_2"] >= values["top1_8"]).all() and (values["top1_8"] >= values["top1_64"]).all()
@@ -353,7 +250,7 @@ def test_candidates_are_a_fair_draw():
 def test_a_rank_beyond_ten_counts_nothing():
     scores = -torch.arange(40.0)[None]
     for gold, rank in (9, 10), (10, 11):
-        values = evaluate_scores(lambda a, b: scores, 1, torch.tensor([gold]), 40, [])
+        values = evaluate_scores(scores, [[gold]], 40, [])
         assert values["mrr10"].item() == (0.1 if rank == 10 else 0)
         assert values["recall_10"].item() == (rank <= 10) and values["recall_100"].item() == 1
 
@@ -367,6 +264,78 @@ def test_search_in_blocks_is_search():
         assert torch.equal(indices, order[:, :7])
         torch.testing.assert_close(scores, expected[:, :7])
         assert best_passages(few, passages[:3], 7)[1].shape == (len(few), 3)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# baselines and the use from a notebook
+
+def test_bm25_of_stop_words_is_0():
+    """A query without any word that counts finds nothing, and the others are measured."""
+    passages = ["the cat sleeps", "a dog barks", "it rains"]
+    row = measure_baseline("bm25", ["what is it", "?", "dog"], passages, [[0], [2], [1]], [2])
+    assert row["recall_1"] == row["top1_2"] == pytest.approx(1 / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("text, says_so", [("不知道什么时候下雨", True), ("わたしは猫です", True), ("ไม่รู้", True),
+                                           ("the cat 猫", False), ("дождь идёт", False), ("비가 옵니다", False)])
+def test_bm25_without_spaces_between_words_says_so(capsys, text, says_so):
+    """Chinese, Japanese, Thai; not English with a sign, Russian or Korean."""
+    measure_baseline("bm25", [text, "cat"], [text, f"{text} 2"], [[0], [1]], [2])
+    assert ("without spaces" in capsys.readouterr().out) == says_so
+
+
+def test_a_baseline_that_fails_says_why(capsys, monkeypatch):
+    """Also one that fails when it is used, and a package that is not there; ~ is the home folder."""
+    class Broken:
+        def __init__(self, path):
+            self.path = path
+
+        def encode(self, texts, normalize_embeddings):
+            raise RuntimeError(f"{self.path} is too large")
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Broken))
+    assert measure_baseline("~/minilm", ["a"], ["b"], [[0]], [1]) is None
+    assert capsys.readouterr().out == "no baseline ~/minilm: /home/ann/minilm is too large\n"
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    assert measure_baseline("bm25", ["a"], ["b"], [[0]], [1]) is None
+    assert capsys.readouterr().out == "no baseline bm25: pip install bm25s\n"
+
+
+def test_arguments_of_encode_are_honoured_or_refused():
+    """Tensors, lists, lengths and a bar; what it does not know is a TypeError, and so is a text that is none."""
+    encoder, texts = Encoder(build(), Letters(), 30), ["abc", "d"]
+    e = encoder.encode(texts)
+    assert torch.equal(encoder.encode(texts, convert_to_tensor=True), torch.from_numpy(e))
+    parts = encoder.encode(texts, convert_to_numpy=False, show_progress_bar=False)
+    assert type(parts) is list and torch.equal(torch.stack(parts), torch.from_numpy(e))
+    long = encoder.encode(texts, normalize_embeddings=False)
+    h = encoder.model.run_blocks(encoder.model.embed(torch.tensor([[0, 1, 2]])))[0]
+    np.testing.assert_allclose(long[0], h.mean(dim=0).detach(), atol=1e-5)
+    np.testing.assert_allclose(long / np.linalg.norm(long, axis=1, keepdims=True), e, atol=1e-5)
+    for unknown in dict(prompt="query: "), dict(truncate_dim=8), dict(batchsize=1):
+        with pytest.raises(TypeError):
+            encoder.encode(texts, **unknown)
+    with pytest.raises(TypeError, match="not NoneType"):
+        encoder.encode(["a", None])
+
+
+def test_an_embedding_model_needs_its_mask():
+    with pytest.raises(ValueError, match="needs its mask"):
+        Encoder(build(causal=False), Letters(), 30)
+
+
+def settings(*arguments):
+    return SimpleNamespace(**configure([*TINY, *arguments], "retrieve.py", "model.py"))
+
+
+def test_nothing_is_learned_where_every_passage_is_right(tmp_path):
+    """One query and all passages: a loss of 0, from InfoNCE and from the matcher, called as in a notebook."""
+    pairs = ["abc"], ["def", "ghij", "k", "lmnopq"], [[2, 0, 1, 3]]
+    args = settings(f"--out_dir={tmp_path}/a", "--batch_size=3", "--max_iters=2", "--n_context=4")
+    row, caught = retrieve.train_infonce(Encoder(build(block_size=13), Letters(), 30), {}, pairs, pairs, args)
+    assert caught == 0 and row["loss"] == 0 and row["recall_1"] == 1 and row["train_pairs"] == 6
+    row, _ = retrieve.train_match(Encoder(build(), Letters(), 30), {}, pairs, pairs, args)
+    assert row["loss"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -445,9 +414,10 @@ def test_bad_retrieval_input_is_refused(pairs_run, refused):
     for message, argument in [
         ("method must be", "--method=dpr"), ("pooling must be", "--pooling=max"),
         ("padding must be", "--padding=up"),
-        ("budget", "--max_iters=0"), ("n_context goes from 3", "--method=match --n_context=500"),
+        ("budget", "--max_iters=0"), ("n_context is at most", "--method=match --n_context=500"),
+        ("n_context must be", "--method=match --n_context=2"),
         ("temperature", "--temperature=0"), ("is for a model from scratch", "--init_from=out"),
-        ("no checkpoint", "--hard_from=nowhere"),
+        ("no checkpoint", "--hard_from=nowhere"), ("--corpus is the text", "--corpus=notes.txt"),
         ("cannot read", "--pairs=nowhere"), ("batch_size must be", "--batch_size=0"),
         ("no checkpoint", "--query=a --out_dir=nowhere"), ("no dataset in", "--dataset=nowhere"),
     ]:
@@ -462,7 +432,112 @@ def test_the_search_of_the_readme_works(pairs_run):
     with open("notes.txt", "w", encoding="utf-8") as f:
         f.write("\n\n".join(notes))
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
-        program = f.read().partition("```python\nfrom retrieval import load_encoder\n")[2].partition("```")[0]
+        program = f.read().partition("```python\nfrom lib.retrieval import load_encoder\n")[2].partition("```")[0]
     printed = []
-    exec("from retrieval import load_encoder\n" + program, {"print": printed.append})
+    exec("from lib.retrieval import load_encoder\n" + program, {"print": printed.append})
     assert program.count("\n") == 4 and printed[0] in notes
+
+
+def content(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+@pytest.mark.parametrize("method, number", [("infonce", signal.SIGTERM), ("match", signal.SIGINT)])
+def test_a_signal_ends_training_with_what_there_is(pairs_run, monkeypatch, method, number):
+    """After its iteration: checkpoint, log and table of what was trained, and status 128 + the signal's number."""
+    used = {"infonce": info_nce, "match": match_logits}[method]
+    calls = []
+
+    def used_until_interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # the first is the throwaway step
+            signal.raise_signal(number)
+        return used(*arguments)
+    monkeypatch.setattr(f"lib.retrieval.{used.__name__}", used_until_interrupted)
+    status, out, err = pairs_run("retrieve.py", *TINY, "--out_dir=a", f"--method={method}", "--max_iters=500",
+                                 "--n_context=5")
+    assert status == 128 + number, err
+    row, = table("a")
+    assert row["train_pairs"] == "24" and 0 < float(row["loss"]) < 10
+    with open("a/log.csv", encoding="utf-8", newline="") as f:
+        assert [row["iter"] for row in csv.DictReader(f)] == ["2", "3"]
+    if method == "infonce":
+        _, checkpoint = load_encoder("a/ckpt.pt", "cpu")
+        assert checkpoint["made_by"] == "retrieve.py" and 0 <= float(row["mrr10"]) <= 1
+
+
+def test_a_run_is_moved_aside_only_for_training(pairs_run, refused):
+    """Not by a query that is blank, nor by settings that are refused; then with its table and picture."""
+    arguments = [*TINY, "--out_dir=a"]
+    assert pairs_run("retrieve.py", *arguments)[0] == 0
+    files = {name: content(f"a/{name}") for name in ("ckpt.pt", "log.csv", "retrieve.csv", "retrieve.png")}
+    refused("--query is empty", "retrieve.py", *arguments, "--seed=5", "--query=")
+    refused("--query is empty", "retrieve.py", *arguments, "--seed=5", "--query= \t")
+    refused("no checkpoint", "retrieve.py", *arguments, "--hard_from=nowhere")
+    refused("needs its mask", "retrieve.py", *arguments, "--causal=false")
+    refused("needs its mask", "retrieve.py", *arguments, "--causal=false", "--pretrain_seconds=9")
+    assert {name: content(f"a/{name}") for name in files} == files
+    assert pairs_run("retrieve.py", *arguments, "--seed=5")[0] == 0
+    assert {name: content(f"a.1/{name}") for name in files} == files
+
+
+def test_fewer_held_out_passages_than_candidates(pairs_run):
+    """A table without top1_n, no picture, status 0."""
+    status, out, err = pairs_run("retrieve.py", *TINY, "--out_dir=a", "--sizes=999", "--eval_queries=1")
+    assert status == 0, err
+    assert not os.path.exists("a/retrieve.png") and "too few" in out
+    assert table("a")[0]["top1_999"] == "" and table("a")[0]["recall_100"] == "1.0"
+
+
+def test_a_pretrained_model_has_the_settings(pairs_run, monkeypatch):
+    """Another width, budget or seed gives another model, not a traceback; equal settings give the same one."""
+    class InThisProcess:  # a process that starts train.py would take seconds
+        def __init__(self, command):
+            self.status, _, self.err = pairs_run("train.py", *command[2:])
+
+        def wait(self):
+            assert self.status == 0, self.err
+            return self.status
+    monkeypatch.setattr("subprocess.Popen", InThisProcess)
+    monkeypatch.setattr("lib.device.measure_peak_flops", lambda *_: 1e12)  # it takes a second
+
+    def pretrained(*arguments):
+        args = settings("--out_dir=a", "--pretrain_seconds=0.05", *arguments)
+        encoder, _ = retrieve.build_encoder(args, "cpu", torch.float32)
+        return encoder.model.lm_head.weight
+    first = pretrained()
+    assert torch.equal(first, pretrained())
+    assert pretrained("--n_embd=20", "--n_head=5").shape[1] == 20
+    others = [pretrained("--pretrain_seconds=0.02"), pretrained("--seed=2"), pretrained("--pretrain_rate=1e-3")]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_home_is_found_in_every_path(pairs_run, tmp_path, monkeypatch):
+    """~ in corpus, init_from, hard_from and compare."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    os.makedirs("home")
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=home/a")[0] == 0
+    with open("home/notes.txt", "w", encoding="utf-8") as f:
+        f.write("one\n\ntwo")
+    with open("home/notes.jsonl", "w", encoding="utf-8") as f:
+        f.write('{"passage": "three"}\n')
+    for corpus, text in ("notes.txt", "two"), ("notes.jsonl", "three"):
+        status, out, err = pairs_run("retrieve.py", *TINY, "--out_dir=~/a", "--query=a", f"--corpus=~/{corpus}")
+        assert status == 0 and text in out, err
+    shapeless = [a for a in TINY if not a.startswith(("--block", "--n_"))]
+    for paths in ["--compare=~/a"], ["--init_from=~/a", "--hard_from=~/a"]:
+        status, _, err = pairs_run("retrieve.py", *shapeless, "--out_dir=b", *paths)
+        assert status == 0, err
+
+
+def test_a_search_where_nothing_can_be_written(pairs_run):
+    """The hits are printed, and a line says that the index is not kept."""
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=a")[0] == 0
+    search = [*TINY, "--out_dir=a", "--query=7 + 7", "--top=3"]
+    hits = pairs_run("retrieve.py", *search)[1]
+    index, = (name for name in os.listdir("a") if name.startswith("index"))
+    os.remove(f"a/{index}")
+    os.mkdir(f"a/{index}.tmp")  # the root user could write into a folder that is closed to all
+    status, out, err = pairs_run("retrieve.py", *search)
+    assert status == 0 and out.endswith(hits) and f"cannot write a/{index}" in out, err

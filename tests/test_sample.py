@@ -5,9 +5,9 @@ import pytest
 import tiktoken
 import torch
 
-from dataset import stream_text
-from model import Cache
-from sample import generate, prepare_for_sampling, sample_token
+from lib.data import stream_text
+from lib.fast import prepare_for_sampling
+from model import Cache, sample_token
 from test_model import build, every_variant
 
 
@@ -17,11 +17,11 @@ def test_cached_generation_equals_uncached(options):
     model = build(**options)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
     for settings in dict(temperature=0.0), dict(temperature=1.5, top_k=17, top_p=0.9, seed=5):
-        cached = list(generate(model, prompts, 25, **settings))
-        assert cached == list(generate(model, prompts, 25, cached=False, **settings))
+        cached = list(model.generate(prompts, 25, **settings))
+        assert cached == list(model.generate(prompts, 25, cached=False, **settings))
     for row, prompt in enumerate(prompts):  # a prompt's text does not depend on the others in the batch
-        alone = [token for token, in generate(model, [prompt], 25, temperature=0.0)]
-        together = [tokens[row] for tokens in generate(model, prompts, 25, temperature=0.0)]
+        alone = [token for token, in model.generate([prompt], 25, temperature=0.0)]
+        together = [tokens[row] for tokens in model.generate(prompts, 25, temperature=0.0)]
         assert alone == [token for token in together if token is not None]
         assert len(alone) == 25
 
@@ -42,7 +42,7 @@ def test_weights_that_are_cast_once_change_nothing(options):
 @every_variant
 def test_under_autocast_the_cache_holds_what_the_matmuls_read(options):
     """Token after token in bfloat16 gives the states of the whole window, from rows half as large."""
-    model = build(**options)
+    model = prepare_for_sampling(build(**options), torch.bfloat16)
     x, cache = model.embed(torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])), Cache(13)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         whole = model.run_blocks(x)
@@ -59,15 +59,15 @@ def test_greedy_generation_follows_the_window_rule():
             window = window[-6:]
         text.append(model(torch.tensor([window]))[0][0, -1].argmax().item())
         window.append(text[-1])
-    assert [token for token, in generate(model, [[1, 2, 3]], 40, temperature=0.0)] == text
+    assert [token for token, in model.generate([[1, 2, 3]], 40, temperature=0.0)] == text
 
 
 def test_generation_stops_at_the_stop_token_row_by_row():
     """The stop token is the last of its row; other rows go on."""
     model = build()
-    full = list(zip(*generate(model, [[1], [2]], 20, temperature=1.0, seed=3)))
+    full = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3)))
     stop = full[0][4]
-    rows = list(zip(*generate(model, [[1], [2]], 20, temperature=1.0, seed=3, stop_token=stop)))
+    rows = list(zip(*model.generate([[1], [2]], 20, temperature=1.0, seed=3, stop_token=stop)))
     for row, all_tokens in zip(rows, full):
         n = all_tokens.index(stop) + 1 if stop in all_tokens else 20
         assert [token for token in row if token is not None] == list(all_tokens[:n])
@@ -82,6 +82,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens():
         return sample_token(logits, temperature, top_k, top_p, generator)
 
     assert set(draw().tolist()) == {0, 1, 2, 3}
+    assert set(draw(temperature=1e-40).tolist()) == set(draw(temperature=0).tolist()) == {1}
     assert set(draw(top_k=2).tolist()) == {1, 3}
     assert set(draw(top_p=0.69).tolist()) == {1, 3}
     assert set(draw(top_p=0.71).tolist()) == {1, 2, 3}

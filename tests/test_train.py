@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from conftest import HERE, TINY, flip
-from dataset import epoch_starts, get_batch, training_windows, validation_windows
+from lib.data import epoch_starts, training_windows, validation_windows
+from train import COLUMNS, get_batch, show
 
 
 def read_log(out_dir):
@@ -145,8 +146,8 @@ def test_files_of_a_run(run):
                                                        if r["val_loss"]), abs=1e-6)
 
 
-def test_bits_a_byte_are_those_of_the_byte_tokenizer(run, tiny_data):
-    """With bytes as tokens, bits a byte are the loss over ln 2, times the end-of-text tokens' share."""
+def test_bits_per_byte_are_those_of_the_byte_tokenizer(run, tiny_data):
+    """With bytes as tokens, bits per byte are the loss over ln 2, times the end-of-text tokens' share."""
     run("train.py", "--max_iters=1")
     with open(tiny_data / "tiny" / "meta.json", encoding="utf-8") as f:
         val = json.load(f)["val"]
@@ -161,8 +162,8 @@ def test_a_new_run_moves_the_old_one_aside(run):
     run("train.py", "--seed=1")
     old = weights("out")
     status, out, _ = run("train.py", "--seed=2")
-    assert status == 0 and "out/previous" in out.replace(os.sep, "/")
-    assert same_weights(old, weights("out/previous")) and not same_weights(old, weights("out"))
+    assert status == 0 and "it is now in out.1" in out
+    assert same_weights(old, weights("out.1")) and not same_weights(old, weights("out"))
 
 
 @pytest.mark.parametrize("budget, tokens", [
@@ -223,8 +224,8 @@ def test_missing_embedded_data_is_prepared(run, monkeypatch):
         calls.append(command)
         return subprocess.CompletedProcess(command, 3)
     monkeypatch.setattr(subprocess, "run", fake_run)
-    status, out, _ = run("train.py", "--dataset=python", "--data_dir=elsewhere")
-    assert status == 3 and "preparing it" in out
+    status, out, err = run("train.py", "--dataset=python", "--data_dir=elsewhere")
+    assert status == 1 and "preparing it" in out and "prepare.py has failed" in err
     assert calls[0][1].endswith("prepare.py") and "--data_dir=elsewhere" in calls[0]
 
 
@@ -286,13 +287,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(run):
     ("python prepare.py --dataset=nowhere", ["--dataset=nowhere"]),
     ("block_size 100000", ["--block_size=100000"]),
     ("not divisible by n_head", ["--model_type=gpt", "--n_head=3"]),
-    ("kernel_size must be an int of 1 or more", ["--kernel_size=0"]),
+    ("kernel_size must be in [1, inf)", ["--kernel_size=0"]),
     ("model_type must be mixer or gpt", ["--model_type=mixr"]),
     ("device 'cuda:9' is not available", ["--device=cuda:9"]),
     ("device 'gpu' is not available", ["--device=gpu"]),
     ("needs a CUDA device", ["--dtype=float16"]),
-    ("dtype 'int8' is not one of", ["--dtype=int8"]),
-    ("batch_size must be 1 or more", ["--batch_size=0"]),
+    ("dtype must be one of auto | float32", ["--dtype=int8"]),
+    ("batch_size must be in [1, inf)", ["--batch_size=0"]),
+    ("grad_clip must be in [0, inf)", ["--grad_clip=-1"]),
+    ("seed must be in [0, inf)", ["--seed=-1"]),
+    ("sees its answer", ["--causal=false"]),
+    ("sees its answer", ["--causal=false", "--objective=bidirectional"]),
     ("give the run a budget", ["--max_iters=0"]),
     ("schedule must be", ["--schedule=step"]),
     ("learning_rate must be", ["--learning_rate=1e999"]),
@@ -357,4 +362,87 @@ def test_an_out_dir_that_cannot_be_written_is_an_error(refused):
     """A file stands where the folder should be."""
     with open("out", "w", encoding="utf-8") as f:
         f.write("in the way")
-    refused("cannot use out_dir", "train.py")
+    refused("cannot use the folder out", "train.py")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# resume and evaluation with other settings
+
+def test_a_finished_run_is_evaluated(run):
+    """--eval_only=true prints the validation loss of its log, and writes nothing."""
+    run("train.py")
+    before = {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+    status, out, err = run("train.py", "--eval_only=true")
+    assert status == 0 and f"validation loss {float(read_log('out')[-1]['val_loss']):.4f}" in out, err
+    assert before == {name: os.stat(f"out/{name}").st_mtime_ns for name in os.listdir("out")}
+
+
+def test_resume_takes_the_optimizer_settings_of_the_command_line(run):
+    """Changed weight_decay and betas take effect, those of all groups, and config.json shows what was used."""
+    run("train.py", "--max_iters=10", "--lr_decay_iters=20")
+    run("train.py", "--init_from=resume", "--weight_decay=0.7", "--beta1=0.5", "--beta2=0.6")
+    groups = torch.load("out/ckpt.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
+    assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.6)] * 2
+    with open("out/config.json", encoding="utf-8") as f:
+        assert json.load(f)["weight_decay"] == 0.7
+
+
+def test_resume_on_changed_data_forgets_the_best_loss(run, tiny_data):
+    """A loss on other text is no record to beat: best.pt is written anew, and a line says why."""
+    run("train.py", "--max_iters=10", "--lr_decay_iters=20")
+    checkpoint = torch.load("out/ckpt.pt", weights_only=True)
+    checkpoint["meta"]["crc32"]["val.bin"] += 1
+    checkpoint["state"]["best_val_loss"] = 0.0
+    torch.save(checkpoint, "out/ckpt.pt")
+    status, out, _ = run("train.py", "--init_from=resume")
+    assert status == 0 and "has changed since" in out
+    assert 0 < torch.load("out/best.pt", weights_only=True)["state"]["best_val_loss"] < 10
+
+
+def test_resume_needs_a_checkpoint_of_train_py(run, refused):
+    """A retriever's says what made it; its weights can be a start."""
+    run("train.py")
+    checkpoint = torch.load("out/ckpt.pt", weights_only=True)
+    torch.save(checkpoint | {"made_by": "retrieve.py", "optimizer": None}, "out/ckpt.pt")
+    refused("is a checkpoint of retrieve.py", "train.py", "--init_from=resume")
+
+
+def test_resume_without_a_log_starts_a_new_one(run):
+    """The log is no part of what a run needs."""
+    run("train.py", "--max_iters=10", "--lr_decay_iters=20")
+    os.remove("out/log.csv")
+    assert run("train.py", "--init_from=resume")[0] == 0
+    assert [row["iter"] for row in read_log("out")] == ["12", "16", "20"]
+
+
+def test_the_folder_is_named_by_the_model(run):
+    """The same config with another architecture does not land in the other one's folder."""
+    for model_type in "mixer", "llama":
+        status, out, err = run("train.py", "--out_dir=out/{model_type}_tiny", f"--model_type={model_type}",
+                               "--max_iters=1")
+        assert status == 0 and f"out/{model_type}_tiny/ckpt.pt" in out, err
+    assert sorted(os.listdir("out")) == ["llama_tiny", "mixer_tiny"]
+
+
+def test_hours_past_a_day_are_shown(capsys):
+    """The time left of a run of weeks: 1 % of it took 10,000 s."""
+    row = dict.fromkeys(COLUMNS, 0.0) | dict(iter=1, seconds=1e4, train_loss=None, val_loss=None, val_bpb=None)
+    show(row, progress=0.01)
+    assert "eta 275:00:00" in capsys.readouterr().out
+
+
+def test_a_folder_named_wandb_is_not_the_package(run, refused):
+    """Refused before anything is written or moved, the same way each time."""
+    os.makedirs("wandb")
+    run("train.py")
+    old = weights("out")
+    for _ in range(2):
+        refused("pip install wandb", "train.py", "--wandb_log=true")
+    assert same_weights(old, weights("out")) and not os.path.exists("out.1")
+
+
+def test_a_long_warm_up_is_named(run):
+    """The run goes on."""
+    status, out, _ = run("train.py", "--warmup_iters=50")
+    assert status == 0 and "warmup_iters 50 is more than max_iters 20" in out

@@ -62,3 +62,13 @@ class Bidirectional(LanguageModel):
 
 
 OBJECTIVES = {"causal": LanguageModel, "autoencode": Autoencoder, "bidirectional": Bidirectional}
+
+
+def build_model(objective, config):
+    """The model for an objective. Raises ValueError for settings that exclude each other."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be {' or '.join(OBJECTIVES)}; got {objective!r}")
+    if not config.causal and objective != "autoencode":
+        raise ValueError(f"causal=False with the objective {objective!r} would train a model that sees its answer: "
+                         "leave the mask on")
+    return OBJECTIVES[objective](config)

@@ -1,0 +1,230 @@
+"""
+A prepared dataset: its tokens, its tokenizer, and the order in which windows of tokens are read.
+
+It is a folder with train.bin, val.bin, meta.json and tokenizer.tiktoken, which prepare.py makes.
+"""
+import base64
+import codecs
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+END_OF_TEXT = "<|endoftext|>"
+LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory")  # file managers leave these
+
+
+def try_lock(path):
+    """The open file `path`, locked until it is closed, or None while another process holds the lock.
+
+    The file may be removed before it is closed. Windows has no such locks: there, every process gets one.
+    """
+    if not fcntl:
+        return open(os.devnull, encoding="utf-8")
+    file = open(path, "w", encoding="utf-8")
+    with contextlib.suppress(BlockingIOError, PermissionError, FileNotFoundError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.stat(path), os.fstat(file.fileno())):  # its last holder has not just removed it
+            return file
+    file.close()
+    return None
+
+
+@contextlib.contextmanager
+def locking(folder):
+    """Hold the lock of a dataset's folder, a file beside it. Waits while another process holds it."""
+    path = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.lock")
+    file = try_lock(path)
+    if not file:
+        print(f"another process is making {folder}: waiting for it", flush=True)
+    while not file:
+        time.sleep(0.1)
+        file = try_lock(path)
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder, files):
+    """A temporary folder that takes the place of `folder`, whole, at the end; a link to a folder stays a link.
+
+    Raises ValueError if `folder` holds other files than `files`, the names a dataset may hold, and OSError if it
+    cannot be written.
+    """
+    real = os.path.realpath(folder)
+    temporary, old = f"{real}.tmp", f"{real}.old"  # a run that was killed may have left them
+    if os.path.ismount(real):
+        raise ValueError(f"{folder} is a whole disk, which cannot be replaced: use a folder on it")
+    try:
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+        with locking(real):
+            names = os.listdir(real) if os.path.exists(real) else []
+            if any(name not in files and not LITTER.fullmatch(name) for name in names):
+                raise ValueError(f"{folder} holds files that are not a dataset's: move them, or give --dataset=NAME")
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.makedirs(temporary)
+            try:
+                yield temporary
+                if os.path.exists(real):
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.rename(real, old)
+                os.rename(temporary, real)
+                shutil.rmtree(old, ignore_errors=True)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except ConnectionError:
+        raise
+    except OSError as e:
+        raise OSError(f"cannot write {folder}: {(e.strerror or str(e)).lower()}") from None
+
+
+def put_back(folder):
+    """Give a dataset its name again, if prepare.py was killed between the two renames of replacing_folder."""
+    real = os.path.realpath(folder)
+    if not os.path.exists(real) and os.path.exists(f"{real}.old"):
+        with locking(real):  # prepare.py may still be at work
+            if not os.path.exists(real):
+                os.rename(f"{real}.old", real)
+
+
+def prepare_missing(folder, argument):
+    """Run prepare.py with an argument that makes `folder`, if it is not there. Raises ChildProcessError."""
+    put_back(folder)
+    if not os.path.exists(os.path.join(folder, "meta.json")):
+        print(f"{folder} is missing: preparing it from the Python source on this machine", flush=True)
+        script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "prepare.py")
+        data_dir = f"--data_dir={os.path.dirname(folder)}"
+        if subprocess.run([sys.executable, script, argument, data_dir]).returncode:
+            raise ChildProcessError("prepare.py has failed, as it says above")
+
+
+def crc32(path):
+    """The checksum of a file."""
+    sum_so_far = 0
+    with open(path, "rb") as f:
+        while block := f.read(2 ** 22):
+            sum_so_far = zlib.crc32(block, sum_so_far)
+    return sum_so_far
+
+
+def write_meta(folder, meta):
+    """Write meta.json, with checksums of it and of all other files in the folder."""
+    sums = {name: crc32(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    sums["meta.json"] = zlib.crc32(json.dumps(meta).encode())
+    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8", newline="\n") as f:
+        json.dump(meta | {"crc32": sums}, f, indent=1)
+
+
+def load_meta(folder):
+    """meta.json as a dict, with the text of tokenizer.tiktoken under "ranks".
+
+    Raises FileNotFoundError if there is no dataset, and ValueError if it is damaged.
+    """
+    path = Path(folder, "tokenizer.tiktoken")
+    try:
+        put_back(folder)
+        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
+            meta = json.load(f)
+        sums = meta.pop("crc32")
+        if sums["meta.json"] != zlib.crc32(json.dumps(meta).encode()) or sums[path.name] != crc32(path):
+            raise ValueError("wrong checksum")
+        with open(path, encoding="utf-8") as f:
+            return meta | {"crc32": sums, "ranks": f.read()}
+    except FileNotFoundError:
+        command = f"python prepare.py --dataset={os.path.basename(folder)}"
+        raise FileNotFoundError(f"no dataset in {folder}; make it: {command}, with --input=FILE if the text is "
+                                "your own") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f"meta.json or tokenizer.tiktoken in {folder} is damaged ({e}): run prepare.py "
+                         "again") from None
+
+
+def load_tokens(folder, split, meta):
+    """The token ids of a split, "train" or "val": an array on disk, (tokens,). Raises ValueError if it is damaged."""
+    path = os.path.join(folder, f"{split}.bin")
+    dtype, n_tokens = np.dtype(meta["dtype"]), meta[split]["tokens"]
+    n_bytes = os.path.getsize(path) if os.path.exists(path) else 0
+    if n_bytes != n_tokens * dtype.itemsize or n_tokens == 0:
+        raise ValueError(f"{path} has {n_bytes} bytes, but should have {n_tokens * dtype.itemsize}: run "
+                         "prepare.py again")
+    if crc32(path) != meta["crc32"][f"{split}.bin"]:
+        raise ValueError(f"{path} is damaged, its checksum is wrong: run prepare.py again")
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def build_tokenizer(meta):
+    """The tiktoken.Encoding of a dataset's or a checkpoint's meta."""
+    ranks = dict(line.split() for line in meta["ranks"].splitlines())
+    return tiktoken.Encoding(
+        meta["tokenizer"], pat_str=meta["pattern"], special_tokens={END_OF_TEXT: meta["eot_id"]},
+        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in ranks.items()})
+
+
+def stream_text(tokenizer, tokens):
+    """The text of an iterable of token ids, in pieces; a character comes with the last of its tokens."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        yield decoder.decode(tokenizer.decode_single_token_bytes(token))
+    yield decoder.decode(b"", final=True)
+
+
+def read_prompt(text):
+    """The text itself, or the content of the file if it is FILE:path. Raises ValueError if that cannot be read."""
+    if not text.startswith("FILE:"):
+        return text
+    path = os.path.expanduser(text.removeprefix("FILE:"))
+    try:
+        return Path(path).read_bytes().decode()
+    except OSError as e:
+        raise ValueError(f"cannot read {path}: {e.strerror.lower()}") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text: wrong byte at offset {e.start}") from None
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_starts(n_tokens, block_size, seed, epoch):
+    """Starts of the windows of one epoch, (n,), in random order. n_tokens must be more than 2 * block_size.
+
+    Windows do not overlap. Each epoch cuts the text at another offset, so that a token comes to every position.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    offset = rng.integers(block_size)
+    n_windows = (n_tokens - 1 - offset) // block_size  # the last target is one token after its window
+    return offset + block_size * rng.permutation(n_windows)
+
+
+def training_windows(n_tokens, block_size, seed, position, count):
+    """Starts of the next `count` windows, and the position after them: (epoch, number of its windows used so far)."""
+    starts, (epoch, used) = [], position
+    while True:
+        order = epoch_starts(n_tokens, block_size, seed, epoch)
+        taken = order[used:used + count - len(starts)].tolist()
+        starts, used = starts + taken, used + len(taken)
+        if len(starts) == count:
+            return starts, (epoch, used)
+        epoch, used = epoch + 1, 0
+
+
+def validation_windows(n_tokens, block_size, count):
+    """Starts of `count` windows, or of all if there are fewer: the same ones for every seed and model."""
+    rng = np.random.default_rng(20240902)  # a generator of its own, so that evaluation changes nothing else
+    return block_size * np.sort(rng.permutation((n_tokens - 1) // block_size)[:count])

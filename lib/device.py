@@ -1,0 +1,195 @@
+"""
+The machine: device, number format, processes, compilation, peak FLOP/s and memory.
+"""
+import contextlib
+import ctypes
+import os
+import sys
+import tempfile
+import time
+
+import torch
+import torch.distributed as dist
+
+from lib.fast import compile_loss, use_fast_functions
+from model import Block
+
+
+def setup(device, dtype, fast=True):
+    """Prepare this process for a script; returns (torch.device, torch.dtype of the matmuls).
+
+    device: auto, cpu, cuda, cuda:1 or mps; dtype: auto, float32, bfloat16 or float16. Changes global state: the
+    memory allocator, TF32, the current CUDA device, and, unless `fast` is false, four functions of model.py.
+    Raises ValueError for a device or a dtype that is not available here.
+    """
+    keep_freed_memory()
+    find_compiler_cache()
+    device = choose_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on CUDA
+    use_fast_functions(fast)
+    return device, choose_dtype(dtype, device)
+
+
+def keep_freed_memory():
+    """Have glibc keep freed memory for the next step: otherwise the system zeroes the pages again at every step."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries have no mallopt
+        M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+        ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
+def find_compiler_cache():
+    """Give PyTorch another folder for its compiler's cache if it cannot make its own: it does so even uncompiled."""
+    path = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+
+
+def choose_device(name):
+    """torch.device for "auto" (CUDA, then MPS, then CPU) or a name. Raises ValueError if it is not available."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process has a GPU of its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} is not available here; --device=auto takes the best one that is") from None
+
+
+def choose_dtype(name, device):
+    """torch.dtype of matmuls for "auto" or a name: bfloat16 where it is fast, else float16 on CUDA."""
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        else:
+            has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+            name = "bfloat16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype {name!r} is not one of auto, float32, bfloat16, float16")
+    if name == "float16" and device.type != "cuda":
+        raise ValueError("dtype 'float16' needs a CUDA device; --dtype=auto takes the one that is fast here")
+    return getattr(torch, name)
+
+
+def dtype_name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def autocast(device, dtype):
+    """Context in which matmuls run in dtype."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# processes; torchrun sets RANK, LOCAL_RANK and WORLD_SIZE
+
+
+def join_processes(device, backend="auto"):
+    """(rank, world_size) of this process, (0, 1) without torchrun. `leave_processes` is its end."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:
+        import torch.distributed.nn  # noqa: F401 - imported later, its default arguments would hold the group
+        fitting = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(fitting if backend == "auto" else backend)
+    return rank, world_size
+
+
+def leave_processes():
+    """All processes leave together: one that is still at work would lose its connections."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def across_ranks(values, device, op=dist.ReduceOp.SUM):
+    """A list of floats reduced over all processes, so that all of them decide alike."""
+    if not dist.is_initialized():
+        return values
+    values = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(values, op)
+    return values.tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# compilation and measures
+
+
+def compile_or_not(function, use, on=True):
+    """torch.compile(function) where that works, else function itself; use(f) runs a candidate f once.
+
+    That run compiles, so that a clock which starts afterwards does not count compilation. It raises what the plain
+    function raises.
+    """
+    if on:
+        compiled = torch.compile(function)
+        try:
+            use(compiled)
+            return compiled
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # no C++ compiler, an unsupported platform: torch raises many types here
+            say_uncompiled(e)
+    use(function)
+    return function
+
+
+def compile_model(model, use, on=True):
+    """Compile a model in place where that works; use() runs a step of it once, which compiles.
+
+    Not the model is compiled but one block, which then serves all, and one part of the loss. That takes half the
+    time of compiling the whole, and steps are as fast.
+    """
+    if on:
+        for block in blocks_of(model):
+            block.forward = torch.compile(block.forward)
+        compile_loss()
+        try:
+            return use()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # as above
+            say_uncompiled(e)
+            uncompile_model(model)
+    return use()
+
+
+def uncompile_model(model):
+    """Take back what compile_model did: sampling has another shape at each token, which would be compiled anew."""
+    for block in blocks_of(model):
+        block.__dict__.pop("forward", None)
+    compile_loss(False)
+
+
+def blocks_of(model):
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+def say_uncompiled(error):
+    print(f"torch.compile does not work here ({type(error).__name__}): going on without it, slower", flush=True)
+
+
+def measure_peak_flops(device, dtype):
+    """FLOP/s of a large matmul on this machine, the best of 2 to 5; MFU is the share of it that a model reaches."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    times = []
+    while len(times) < 2 or (len(times) < 5 and sum(times) < 0.3):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # .item() waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * size ** 3 / min(times)
+
+
+def peak_memory_mb(device):
+    """The most memory, in MiB, that this process has held: on a CUDA device, else in RAM (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    with contextlib.suppress(ImportError):
+        import resource
+        unit = 2 ** (20 if sys.platform == "darwin" else 10)  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,207 @@
+"""
+Faster equals of functions of model.py: the same results (tests/test_fast.py) in less time or memory.
+
+`use_fast_functions()` puts them in place. results/speed.md says what each is worth. Letters in shapes: B batch,
+T and S tokens, C channels, V vocabulary, N rows.
+"""
+import math
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import model
+
+LOGITS = 2 ** 21    # about so many logits are computed at once: they stay in the cache of a CPU core
+PARTS = 16          # and in at most so many parts, since each is compiled, and a GPU wants large ones
+BLOCKS_FROM = 256   # tokens from which the masked product pays without the zeros above its diagonal
+BLOCK_ROWS = 128    # rows at least in a block of it: thinner blocks cost more than they save
+BLOCKS = 8          # and blocks at most: more save little, and each is compiled
+FFT_FROM = 4096     # tokens from which a Toeplitz product is faster by FFT
+PLAIN_UP_TO = 256   # tokens up to which attention on a CPU is faster without PyTorch's fused kernel
+FEW_ROWS = 64       # rows up to which a CPU multiplies faster by parts of the weights
+
+PLAIN = {name: getattr(model, name)
+         for name in ("masked_product", "toeplitz_product", "attention", "linear_cross_entropy")}
+
+
+def use_fast_functions(on=True):
+    """Put the functions of this file in place of those of the same name in model.py, or put those back."""
+    for name, plain in PLAIN.items():
+        setattr(model, name, globals()[name] if on else plain)
+
+
+def matmul_dtype(x):
+    """The dtype in which a matmul of x runs here: autocast's, if it is on, or that of x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def refuse_second_derivatives():
+    """Raise RuntimeError in a backward pass with create_graph=True: its second derivatives would be wrong."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("lib/fast.py has first derivatives only: call use_fast_functions(False), or --fast=false")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# head and loss
+
+
+def linear_cross_entropy(x, weight, targets):
+    """The mean loss, in nats per token, of the logits x @ weight.T; targets of -1 are ignored.
+
+    x (..., C), weight (V, C), targets (...) int64. Under autocast the matmuls run in its dtype, the rest in float32.
+    """
+    if not torch.is_grad_enabled():
+        return PLAIN["linear_cross_entropy"](x, weight, targets)
+    return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten())
+
+
+def compile_loss(on=True):
+    """Have torch.compile compile `loss_of_part`, or run it as it is."""
+    global loss_of_part
+    loss_of_part = torch.compile(plain_loss_of_part, dynamic=False) if on else plain_loss_of_part
+
+
+def plain_loss_of_part(x, W, target, W_grad):
+    """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; that for W is added to W_grad."""
+    logits, counts = (x @ W.T).float(), target >= 0                                       # (N, V), (N, 1)
+    highest = logits.amax(dim=1, keepdim=True)                                            # (N, 1)
+    exp = (logits - highest).exp()  # serves the loss and its gradient
+    total = exp.sum(dim=1, keepdim=True)                                                  # (N, 1)
+    loss = ((highest + total.log() - logits.gather(1, target.clamp(min=0))) * counts).sum()
+    ids = torch.arange(len(W), device=x.device)                                           # (V,)
+    grad = (exp * (counts / total) - ((target == ids) * counts).float()).to(x.dtype)      # (N, V)
+    W_grad += grad.T @ x                                                                  # (V, C)
+    return loss, grad @ W
+
+
+loss_of_part = plain_loss_of_part
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The loss and its gradient without the logits of all tokens, the largest tensor of a training step by far.
+
+    A few rows of logits at a time are computed, turned into their gradient, and forgotten. With
+    p = softmax(x W^T): loss = -mean log p[target], and d loss / d logits = (p - one_hot(target)) / N.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        dtype = matmul_dtype(x)
+        W = weight.to(dtype)                                                              # (V, C)
+        n_parts = min(-(-len(x) * len(W) // LOGITS), PARTS)
+        rows = -(-len(x) // n_parts)  # parts of one size, as each size is compiled
+        loss, x_grads, W_grad = 0.0, [], torch.zeros_like(W, dtype=torch.float32)
+        for x_part, target in zip(x.to(dtype).split(rows), targets[:, None].split(rows)):
+            part_loss, x_grad = loss_of_part(x_part, W, target, W_grad)
+            loss += part_loss
+            x_grads.append(x_grad)
+        n = (targets >= 0).sum()
+        ctx.save_for_backward(torch.cat(x_grads), W_grad, n)
+        return loss / n
+
+    @staticmethod
+    def backward(ctx, loss_grad):
+        refuse_second_derivatives()
+        x_grad, W_grad, n = ctx.saved_tensors
+        scale = loss_grad / n  # in float32, and only now: in float16 gradients divided by n would vanish
+        return x_grad.float() * scale, W_grad * scale, None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# mixing of tokens
+
+
+def masked_product(W, x, start=0):
+    """W.tril(start) @ x; from BLOCKS_FROM tokens on without most of the multiplications by zero.
+
+    Each block of rows meets only the columns up to its last row: (n + 1) / 2n of the work for n blocks.
+    """
+    B, T, C = x.shape
+    if start or T < BLOCKS_FROM:
+        return PLAIN["masked_product"](W, x, start)
+    dtype = matmul_dtype(x)
+    columns = x.to(dtype).transpose(0, 1).reshape(T, B * C)
+    return TriangularProduct.apply(W.to(dtype), columns).view(T, B, C).transpose(0, 1)
+
+
+def row_blocks(T):
+    """[(first row, the one after the last)] of the blocks of T rows."""
+    rows = max(BLOCK_ROWS, -(-T // BLOCKS))
+    return [(i, min(i + rows, T)) for i in range(0, T, rows)]
+
+
+class TriangularProduct(torch.autograd.Function):
+    """W.tril() @ x, W (T, T), x (T, N) -> (T, N)."""
+
+    @staticmethod
+    def forward(ctx, W, x):
+        W = W.tril()
+        ctx.save_for_backward(W, x)
+        return torch.cat([W[i:j, :j] @ x[:j] for i, j in row_blocks(len(W))])
+
+    @staticmethod
+    def backward(ctx, grad):
+        refuse_second_derivatives()
+        W, x = ctx.saved_tensors
+        T = len(W)
+        x_grad = torch.cat([W[i:, i:j].T @ grad[i:] for i, j in row_blocks(T)])           # (T, N)
+        W_grad = torch.cat([F.pad(grad[i:j] @ x[:j].T, (0, T - j)) for i, j in row_blocks(T)])  # (T, T)
+        return W_grad.tril(), x_grad
+
+
+def toeplitz_product(w, x, start=0):
+    """model.toeplitz_product: by a window that slides over w, and from FFT_FROM tokens on by FFT, O(T log T)."""
+    S = len(w)
+    if S >= FFT_FROM and not start:
+        n = 2 * S  # padded, so that the circular convolution of the FFT does not wrap around
+        product = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)
+        return torch.fft.irfft(product, n, dim=1)[:, :S].type_as(x)
+    padded = F.pad(w.flip(0), (0, S - 1))  # row t is [w[t], ..., w[0], 0, ...]: a window on this, (2S - 1,)
+    return padded.unfold(0, S, 1)[:S - start].flip(0) @ x
+
+
+def attention(q, k, v, causal=True, dropout=0.0):
+    """model.attention; for short windows on a CPU without PyTorch's fused kernel, which is slower there."""
+    with sdpa_kernel(SDPBackend.MATH) if q.is_cpu and q.size(-2) <= PLAIN_UP_TO else nullcontext():
+        return PLAIN["attention"](q, k, v, causal, dropout)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# few rows: sampling, search
+
+
+def linear_of_few_rows(x, weight, bias=None):
+    """F.linear: x (..., C), weight (N, C), bias (N,) -> (..., N), by parts of the weights where that is faster.
+
+    On a CPU, a product of one row, or of a few, with a float32 matrix runs on a single core. As a batch of
+    products with parts of the matrix it runs on all.
+    """
+    (N, C), parts = weight.shape, math.gcd(len(weight), 8)
+    if not x.is_cpu or x.numel() > FEW_ROWS * C or matmul_dtype(x) != torch.float32:
+        return F.linear(x, weight, bias)
+    W, rows = weight.view(parts, -1, C), x.reshape(-1, C)                   # (parts, N/parts, C), (rows, C)
+    if len(rows) <= 4 and not torch.compiler.is_compiling():  # this form reads the weights twice as fast
+        y = (W @ rows.T.expand(parts, C, -1)).view(N, -1).T                               # (rows, N)
+    else:
+        y = (rows.expand(parts, -1, C) @ W.mT).transpose(0, 1)                    # (rows, parts, N/parts)
+    y = y.reshape(*x.shape[:-1], N)
+    return y if bias is None else y + bias
+
+
+@torch.no_grad()
+def prepare_for_sampling(language_model, dtype):
+    """The same model, changed for inference: its matmuls take few rows faster, and its weights are in dtype.
+
+    Autocast would cast the weights too, but anew for each token, which takes longer than the matmuls of a token.
+    """
+    for module in language_model.modules():
+        if isinstance(module, (nn.Linear, model.MaskedConv)) and module.weight is not language_model.wte.weight:
+            module.weight.data = module.weight.to(dtype)
+        if isinstance(module, nn.Linear):
+            module.forward = partial(linear_of_few_rows, weight=module.weight, bias=module.bias)
+    return language_model

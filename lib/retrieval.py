@@ -1,0 +1,265 @@
+"""
+The methods of retrieve.py: embeddings, the InfoNCE loss and the matcher, and then measures (arXiv 2409.01482).
+
+Letters in shapes: B pairs in a batch, N texts or pairs, P passages, T tokens, C channels, n candidates.
+"""
+import math
+import os
+import re
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lib.device import autocast, choose_device
+from lib.fast import linear_of_few_rows
+from lib.runs import load_model
+
+# Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese.
+WITHOUT_SPACES = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def pad(ids, width, padding, pad_id):
+    """N lists of 1 to width token ids -> (idx (N, width), real (N, width)); real is False where idx is a pad."""
+    lengths = torch.tensor([[len(tokens)] for tokens in ids])                            # (N, 1)
+    places = torch.arange(width)
+    real = places < lengths if padding == "right" else places >= width - lengths         # (N, width)
+    idx = torch.full(real.shape, pad_id)
+    idx[real] = torch.tensor([token for tokens in ids for token in tokens])
+    return idx, real
+
+
+def embed(model, idx, real, pooling="mean", normalize=True):
+    """Tokens and pads, idx and real (N, T) from `pad` -> embeddings (N, C), float32, of length 1 if normalize.
+
+    An embedding is the mean of the last hidden states, or the state of the last or second-to-last token. Pads on the
+    right change nothing, because no token of a causal model sees what follows it. Pads on the left, as in the paper,
+    are seen, so each text is padded to block_size and always has the same ones.
+    """
+    h = model.run_blocks(model.embed(idx))                                               # (N, T, C)
+    if pooling == "mean":
+        e = (h * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+    else:
+        last = real.size(1) - 1 - real.flip(1).int().argmax(dim=1)                       # (N,)
+        back = (real.sum(dim=1) > 1).long() if pooling == "second_to_last" else 0  # a lone token is last and first
+        e = h[torch.arange(len(h), device=h.device), last - back]
+    return F.normalize(e.float(), dim=-1) if normalize else e.float()
+
+
+def drop_tokens(ids, share, rng):
+    """Leave out each token of N lists with probability `share`, but never all tokens of a list."""
+    thinned = []
+    for tokens in ids:
+        kept = rng.random(len(tokens)) >= share
+        thinned.append([token for token, stays in zip(tokens, kept) if stays] or tokens)
+    return thinned
+
+
+class Encoder:
+    """A model and its tokenizer as an embedding model, used like a SentenceTransformer: encoder.encode(texts).
+
+    A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
+    """
+
+    def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32):
+        if not model.config.causal:
+            raise ValueError("an embedding model needs its mask: with causal=False it would see the padding")
+        self.model, self.tokenizer, self.end_of_text = model, tokenizer, end_of_text
+        self.pooling, self.padding, self.dtype = pooling, padding, dtype
+
+    def tokenize(self, texts):
+        """N texts -> N lists of 1 to block_size token ids. Raises TypeError for anything but texts."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"a text to encode has the type str, not {type(text).__name__}")
+        size = self.model.config.block_size
+        beginnings = [text[:40 * size] for text in texts]  # few tokens have more than 40 characters
+        return [tokens[:size] or [self.end_of_text] for tokens in self.tokenizer.encode_ordinary_batch(beginnings)]
+
+    def embed_batch(self, idx, real, embed, normalize):
+        device = self.model.wte.weight.device
+        with autocast(device, self.dtype):
+            return embed(self.model, idx.to(device), real.to(device), self.pooling, normalize)
+
+    def parts(self, ids, batch_size, embed=embed, normalize=True):
+        """N lists of token ids -> (functions, order): each function embeds up to batch_size texts of similar length.
+
+        torch.cat of their results, indexed by order (N,), has the order of the texts.
+        """
+        by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        functions = []
+        for start in range(0, len(ids), batch_size):
+            rows, width = by_length[start:start + batch_size], self.model.config.block_size
+            if self.padding == "right":  # few pads, but multiples of 32, so that few shapes are compiled
+                width = min(math.ceil(len(ids[rows[-1]]) / 32) * 32, width)
+            idx, real = pad([ids[row] for row in rows], width, self.padding, self.end_of_text)
+            functions.append(partial(self.embed_batch, idx, real, embed, normalize))
+        return functions, torch.tensor(by_length, device=self.model.wte.weight.device).argsort()
+
+    @torch.no_grad()
+    def encode(self, sentences, batch_size=128, normalize_embeddings=True, convert_to_tensor=False,
+               show_progress_bar=None, convert_to_numpy=True):
+        """A text or N texts -> float32 embeddings (C,) or (N, C): an array, a tensor, or else a list of tensors."""
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        functions, order = self.parts(self.tokenize(texts), batch_size, normalize=normalize_embeddings)
+        none = torch.zeros(0, self.model.config.n_embd, device=order.device)  # the result for no texts
+        e = torch.cat([none, *(function() for function in tqdm(functions, disable=not show_progress_bar))])[order]
+        if isinstance(sentences, str):
+            e = e[0]
+        if convert_to_tensor:
+            return e
+        return e.cpu().numpy() if convert_to_numpy else list(e)
+
+
+def load_encoder(path, device="cpu", dtype=torch.float32, pooling="mean", padding="right"):
+    """(Encoder, checkpoint) of a checkpoint file or a run's folder; runs of retrieve.py keep their pooling, padding."""
+    model, tokenizer, checkpoint = load_model(os.path.expanduser(path), choose_device(device))
+    options = {"pooling": pooling, "padding": padding} | checkpoint.get("retrieval", {})
+    return Encoder(model, tokenizer, checkpoint["meta"]["eot_id"], dtype=dtype, **options), checkpoint
+
+
+def is_right(queries, passages, pairs):
+    """Indices, two tensors that broadcast -> bool; pairs (N, 2): all (query, right passage) in ascending order."""
+    n_passages = pairs[:, 1].max() + 1
+    known = pairs[:, 0] * n_passages + pairs[:, 1]                                       # (N,) one number per pair
+    wanted = queries * n_passages + passages
+    return known[torch.searchsorted(known, wanted).clamp(max=len(known) - 1)] == wanted
+
+
+def info_nce(q, p, right, temperature, extra=None):
+    """Mean cross-entropy of finding the passage of each query, and the query of each passage (arXiv 1807.03748).
+
+    q, p (B, C): embeddings of B pairs. right (B, B), bool: right[i, j] says that passage j answers query i; off the
+    diagonal, such a passage is no negative. extra (M, C): passages that answer none of the queries.
+    """
+    scores = q @ p.T / temperature                                                       # (B, B)
+    target = torch.arange(len(q), device=q.device)
+    scores = scores.masked_fill(right & (target[:, None] != target), -math.inf)
+    to_queries = F.cross_entropy(scores.T, target)
+    if extra is not None:
+        scores = torch.cat([scores, q @ extra.T / temperature], dim=1)                   # (B, B + M)
+    return (F.cross_entropy(scores, target) + to_queries) / 2
+
+
+def cached_backward(encode_parts, loss, device):
+    """Leave the gradients of loss(*embeddings) in the model, with one part in memory at a time; returns the loss.
+
+    A first pass computes the embeddings, and a second one, with the same dropout, takes their gradients back to the
+    weights (arXiv 2101.06983). encode_parts: per argument of the loss, a list of functions that each give some rows.
+    """
+    random = torch if device.type == "cpu" else torch.get_device_module(device)  # has the generator of dropout
+    state, parts = random.get_rng_state(), []
+    with torch.no_grad():
+        for functions in encode_parts:
+            parts.append([encode() for encode in functions])
+    leaves = [torch.cat(tensors).requires_grad_() for tensors in parts]
+    value = loss(*leaves)
+    value.backward()
+    random.set_rng_state(state)
+    for functions, tensors, leaf in zip(encode_parts, parts, leaves):
+        gradients = leaf.grad.split([len(tensor) for tensor in tensors])
+        for encode, gradient in zip(functions, gradients):
+            encode().backward(gradient)
+    return value.detach()
+
+
+def match_batch(queries, passages, rows, n_context, generator):
+    """Draw the matcher's input for pairs `rows` (B,) among N pairs of frozen embeddings, queries and passages (N, C).
+
+    Returns sequences (B, n_context, C) of a query and n = n_context - 1 passages; candidates (B, n), the pairs to
+    which the passages belong; and target (B,), the place of the query's own passage.
+    """
+    N, B, n = len(queries), len(rows), n_context - 1
+    steps = torch.randint(1, N, (B, n), generator=generator, device=rows.device)
+    candidates = (rows[:, None] + steps) % N  # a step of 1 to N - 1 never comes back to the row itself
+    target = torch.randint(n, (B,), generator=generator, device=rows.device)
+    candidates[torch.arange(B, device=rows.device), target] = rows
+    return torch.cat([queries[rows][:, None], passages[candidates]], dim=1), candidates, target
+
+
+def match_logits(matcher, x):
+    """Sequences x (B, 1 + n, C) of a query and n passages -> logits (B, n), from a LanguageModel with V = 1."""
+    return matcher.head(matcher.run_blocks(x))[0][:, 1:, 0]
+
+
+def evaluate_scores(scores, gold, n_passages, sizes):
+    """How often a right passage comes first: {"top1_32": (N,), ..., "mrr10", "recall_1", ...}, float64, per query.
+
+    scores: yields the scores (P,) of all passages, query by query. gold: per query a list of its right passages, of
+    which the best one counts. A tie counts against us. top1_n: it stands above n - 1 wrong passages, drawn at random
+    but the same for every model; those of a smaller n are among those of a larger. mrr10 (1/rank, 0 beyond rank 10)
+    and recall_k (rank <= k) are among all passages.
+    """
+    sizes = [n for n in sizes if n <= n_passages + 1 - max(map(len, gold))]
+    results = []
+    generator = torch.Generator().manual_seed(0)
+    for row, right in zip(scores, gold):
+        row = torch.as_tensor(row).float().cpu()                                         # (P,)
+        is_wrong = torch.ones(n_passages, dtype=torch.bool)
+        is_wrong[right] = False
+        beats = ~(row[is_wrong] < row[right].max())  # true for a score that is not a number, too
+        drawn = torch.randperm(len(beats), generator=generator)[:max(sizes, default=1) - 1]
+        unbeaten = [True] + (beats[drawn].cumsum(0) == 0).tolist()  # by the first 0, 1, 2, ... of them
+        rank = 1 + beats.sum().item()
+        reciprocal = 1 / rank if rank <= 10 else 0
+        results.append([*(unbeaten[n - 1] for n in sizes), reciprocal, rank <= 1, rank <= 10, rank <= 100])
+    columns = [*(f"top1_{n}" for n in sizes), "mrr10", "recall_1", "recall_10", "recall_100"]
+    return dict(zip(columns, torch.tensor(results, dtype=torch.float64).T))
+
+
+def measure(scores, gold, n_passages, sizes):
+    """Average the results of evaluate_scores; "interval" holds half of each 95 % confidence interval."""
+    row = {"interval": {}}
+    for column, values in evaluate_scores(scores, gold, n_passages, sizes).items():
+        deviation = values.std().item() if len(values) > 1 else math.nan
+        row[column] = round(values.mean().item(), 5)
+        row["interval"][column] = round(1.96 * deviation / math.sqrt(len(values)), 5)
+    return row
+
+
+def measure_encoder(encode, queries, passages, gold, sizes):
+    """`measure` for a function encode(texts) -> embeddings (N, C) of length 1, an array."""
+    q, p = torch.from_numpy(encode(queries)), torch.from_numpy(encode(passages))
+    scores = (row for part in q.split(256) for row in part @ p.T)
+    return measure(scores, gold, len(passages), sizes)
+
+
+def bm25_scores(queries, passages):
+    """Yield the scores (P,) of each query by BM25, which counts the words it shares with a passage."""
+    import bm25s
+    letters = "".join(letter for passage in passages for letter in passage if letter.isalpha())
+    if len(WITHOUT_SPACES.findall(letters)) > len(letters) / 2:
+        print("bm25 finds words by the spaces between them, but most letters here belong to a script without spaces, "
+              "such as Chinese: its accuracies mean nothing")
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
+    for words in bm25s.tokenize(queries, return_ids=False, show_progress=False):
+        yield index.get_scores(words) if words else np.zeros(len(passages))  # it fails on stop words alone
+
+
+def measure_baseline(name, queries, passages, gold, sizes):
+    """`measure` for "bm25" or a sentence-transformers model; prints why and returns None if it does not work here."""
+    try:
+        if name == "bm25":
+            return measure(bm25_scores(queries, passages), gold, len(passages), sizes)
+        from sentence_transformers import SentenceTransformer
+        encode = partial(SentenceTransformer(os.path.expanduser(name)).encode, normalize_embeddings=True)
+        return measure_encoder(encode, queries, passages, gold, sizes)
+    except ImportError as e:
+        print(f"no baseline {name}: pip install {(e.name or name).replace('_', '-')}")
+    except Exception as e:  # a hub, a network, a dozen file formats, anybody's models
+        print(f"no baseline {name}: {(str(e) or type(e).__name__).splitlines()[0]}")
+
+
+def best_passages(queries, passages, k, block=65536):
+    """(scores, indices), each (Q, k): the k of P passages (P, C) nearest to each query (Q, C), best first."""
+    scores, indices = [], []
+    for start in range(0, len(passages), block):  # all scores at once could fill the memory
+        part = linear_of_few_rows(queries, torch.as_tensor(passages[start:start + block]))  # (Q, block)
+        top = part.topk(min(k, part.size(1)))
+        scores.append(top.values)
+        indices.append(top.indices + start)
+    top = torch.cat(scores, dim=1).topk(min(k, len(passages)))
+    return top.values, torch.cat(indices, dim=1).gather(1, top.indices)

@@ -1,0 +1,265 @@
+"""
+Folders of runs: checkpoints, logs, locks, and files that are replaced in one go.
+"""
+import contextlib
+import csv
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict, fields
+
+import torch
+
+from lib.data import build_tokenizer, crc32, load_meta, try_lock
+from lib.objectives import build_model
+from model import ModelConfig
+
+RUN_FILES = ("ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png", "retrieve.csv", "retrieve.json",
+             "retrieve.png")
+BUDGETS = {"max_iters": "iter", "max_tokens": "tokens", "max_seconds": "seconds"}  # setting -> state of a run
+LOCKS = {}  # folder -> open file: the lock is held while it is open
+
+
+# ------------------------------------------------------------------------------------------------------------
+# files and folders
+
+
+@contextlib.contextmanager
+def replacing(path, mode="wb"):
+    """Write to a temporary file that takes the place of `path` at the end.
+
+    If that fails, `path` stays as it was. Raises OSError that says so.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())  # on the disk before the old file goes
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError while it handles an OSError
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        reason = getattr(e if isinstance(e, OSError) else e.__context__, "strerror", None) or str(e)
+        raise OSError(f"cannot write {path}: {reason.lower()}") from None
+
+
+def make_folder(folder):
+    """Make a folder if it is not there. Raises ValueError, naming it, if that cannot be done."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"cannot use the folder {folder}: {e.strerror.lower()}") from None
+
+
+def lock_folder(folder):
+    """Keep other processes from using the folder until this one ends. Raises ValueError if another one has it."""
+    LOCKS.pop(folder, None)  # closing an older file of this process would end the new lock
+    LOCKS[folder] = try_lock(os.path.join(folder, ".lock"))
+    if not LOCKS[folder]:
+        raise ValueError(f"another process is at work in {folder}: wait for it, or choose another folder")
+
+
+def move_run_aside(out_dir):
+    """Move a run that is in out_dir into the first free folder out_dir.1, out_dir.2, ..., so that none is lost."""
+    if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+        return
+    n = 1
+    while os.path.exists(f"{os.path.abspath(out_dir)}.{n}"):
+        n += 1
+    aside = f"{os.path.abspath(out_dir)}.{n}"
+    os.makedirs(aside)
+    for name in RUN_FILES:
+        if os.path.exists(os.path.join(out_dir, name)):
+            os.replace(os.path.join(out_dir, name), os.path.join(aside, name))
+    print(f"{out_dir} held a run; it is now in {os.path.relpath(aside)} (train.py continues one by "
+          "--init_from=resume)")
+
+
+def start_log(out_dir, columns, keep_until=None):
+    """Make out_dir, lock it, and start a log.csv in it.
+
+    A resumed run keeps the rows up to iteration keep_until: if it was killed, it logged more than it saved. A new
+    run (None) first moves aside a run that is there. Raises ValueError if out_dir cannot be used.
+    """
+    log_path, rows = os.path.join(out_dir, "log.csv"), []
+    make_folder(out_dir)
+    try:
+        lock_folder(out_dir)
+        if keep_until is None:
+            move_run_aside(out_dir)
+        elif os.path.exists(log_path):
+            rows = [row for row in read_log(out_dir) if int(row["iter"]) <= keep_until]
+    except (OSError, KeyError) as e:
+        raise ValueError(f"cannot use out_dir {out_dir}: {e}") from None
+    write_rows(log_path, columns, rows)
+
+
+def read_log(out_dir):
+    """The rows of a run's log.csv, as dicts of texts."""
+    with open(os.path.join(out_dir, "log.csv"), encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def read_rows(path):
+    """The rows of a CSV file of ours, as dicts: a number is an int or a float, an empty cell None.
+
+    A column `name` holds texts. There are no rows if there is no file.
+    """
+    rows = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", newline="") as f:
+            rows = list(csv.DictReader(f))
+    for row in rows:
+        row |= {key: json.loads(text or "null") for key, text in row.items() if key != "name"}
+    return rows
+
+
+def append_row(path, row):
+    """Add a row, a list, to a CSV file; a number is written with 7 digits, None as nothing."""
+    cells = ["" if value is None else f"{value:.7g}" for value in row]
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as f:
+            csv.writer(f, lineterminator="\n").writerow(cells)
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e.strerror.lower()}") from None
+
+
+def write_rows(path, columns, rows):
+    """Write a CSV file of rows, which are dicts: those of their values that are in columns."""
+    with replacing(path, "w") as f:
+        writer = csv.DictWriter(f, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def build_config(settings, vocab_size):
+    """The ModelConfig of a script's settings, a dict of which it takes its own keys. Raises ValueError."""
+    keys = [f.name for f in fields(ModelConfig) if f.name in settings and f.name != "vocab_size"]
+    return ModelConfig(**{key: settings[key] for key in keys}, vocab_size=vocab_size)
+
+
+def model_checksum():
+    """The checksum of model.py, by which a checkpoint tells the code that made it from today's."""
+    return crc32(inspect.getfile(ModelConfig))
+
+
+def load_checkpoint(path):
+    """The checkpoint, on the CPU, in a file or in a run's folder (its ckpt.pt).
+
+    weights_only: a file that carries code is refused and runs nothing. Raises FileNotFoundError if there is none,
+    ValueError if it is damaged or no checkpoint of ours.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "ckpt.pt")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not look at the checksums
+                raise zipfile.BadZipFile
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        ModelConfig(**checkpoint["model_config"])
+        return checkpoint
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint {path}; train one first: python train.py "
+                                "config/mixer_tiny.py") from None
+    except Exception as e:  # torch.load raises a dozen types on a damaged file
+        raise ValueError(f"{path} is damaged or no checkpoint of ours ({type(e).__name__}); is best.pt beside it "
+                         "whole?") from None
+
+
+def load_model(path, device="cpu"):
+    """(model in eval mode on device, tokenizer, checkpoint) of a checkpoint file or of a run's folder."""
+    checkpoint = load_checkpoint(path)
+    objective = checkpoint["config"].get("objective", "causal")
+    model = build_model(objective, ModelConfig(**checkpoint["model_config"]))
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as e:
+        raise ValueError(f"{path} does not fit its own model_config: {str(e).splitlines()[-1].strip()}") from None
+    return model.to(device).eval(), build_tokenizer(checkpoint["meta"]), checkpoint
+
+
+# ------------------------------------------------------------------------------------------------------------
+# runs that are started by other scripts, and stopped by signals
+
+
+def different_setting(checkpoint, settings, with_budgets=False):
+    """The first of the settings that a checkpoint was not made with, as "key=old, not new"; "" if there is none.
+
+    The text of the dataset is one of them. Budgets count on demand: a run that goes on to a larger budget is not the
+    run that had it from the start, as the learning rate falls until the budget is used up.
+    """
+    used = checkpoint["config"] | checkpoint["model_config"]
+    wanted = settings | asdict(build_config(settings, used["vocab_size"]))
+    for key, value in wanted.items():
+        if key in ("device", "init_from", "out_dir", "data_dir") or key in BUDGETS and not with_budgets:
+            continue
+        if used.get(key) != value:
+            return f"{key}={used.get(key)}, not {value}"
+    data = os.path.join(settings.get("data_dir", "data"), settings.get("dataset", ""))
+    if os.path.exists(os.path.join(data, "meta.json")) and load_meta(data)["crc32"] != checkpoint["meta"]["crc32"]:
+        return f"another text in {data} than today's"
+    return ""
+
+
+def train_run(out_dir, **settings):
+    """Have train.py make the run out_dir with these settings (a budget among them), or go on with it.
+
+    A finished run is not repeated. A run with other settings is moved aside and trained anew. Raises
+    ChildProcessError if train.py fails, InterruptedError if a signal has stopped it.
+    """
+    init_from = "scratch"
+    if os.path.exists(os.path.join(out_dir, "ckpt.pt")):
+        checkpoint = load_checkpoint(out_dir)
+        if different := different_setting(checkpoint, settings):
+            print(f"{out_dir} was trained with {different}: training it anew", flush=True)
+        else:
+            init_from = "resume"
+            for budget, unit in BUDGETS.items():
+                if 0 < settings.get(budget, 0) <= checkpoint["state"][unit]:
+                    return
+    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
+    settings = settings | {"out_dir": out_dir, "init_from": init_from}
+    child = subprocess.Popen([sys.executable, script, *(f"--{key}={value}" for key, value in settings.items())])
+    # Ctrl-C reaches train.py too, which saves and ends; SIGTERM is passed on, or it would train on by itself.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: child.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    status = child.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if status > 128 or -status in handlers:
+        raise InterruptedError("train.py was stopped by a signal; the same command continues from there")
+    if status:
+        raise ChildProcessError(f"train.py has failed for {out_dir}, as it says above")
+
+
+class StopSignals:
+    """Within `with StopSignals() as stop`, Ctrl-C, SIGTERM or SIGHUP set stop.caught to their number.
+
+    The loop looks at it and ends after its iteration. A second signal ends the program at once. Afterwards all
+    handlers are as before, also in a notebook.
+    """
+
+    def __enter__(self):
+        self.caught, self.before = 0, {}
+        for name in "SIGINT", "SIGTERM", "SIGHUP":
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP: so do we
+                self.before[number] = signal.signal(number, self.catch)
+        return self
+
+    def catch(self, number, frame):
+        self.caught = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""
+Draw the figures of the README and of results/ again, from the CSVs in this folder: python results/figures.py
+
+Two figures stay as they are, because their curves are in no CSV: compare/tiny.png and
+compare/tiny_amd_seeds.png. The commands in compare/tiny.csv and compare/tiny_amd_seeds.csv draw them anew.
+"""
+import csv
+import math
+import os
+import sys
+
+import torch
+
+os.chdir(os.path.dirname(os.path.abspath(__file__)))  # all paths below are relative to this folder
+sys.path.insert(0, os.path.dirname(os.getcwd()))
+
+from lib import plots  # noqa: E402
+from model import LanguageModel, MaskedConv, ModelConfig  # noqa: E402
+
+
+def number(text):
+    """The number in a cell of a CSV, or the text if it is none."""
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+def read(name):
+    """The rows of a CSV of this folder as dicts; lines that start with # are comments."""
+    with open(name, encoding="utf-8", newline="") as f:
+        rows = csv.DictReader(line for line in f if not line.startswith("#"))
+        return [{key: number(value) for key, value in row.items()} for row in rows]
+
+
+def draw_matrix(ax, matrix, words, title):
+    """Draw a lower-triangular matrix (T, T) as a table of numbers; what the mask hides is hatched."""
+    T = len(matrix)
+    darkest = 2 * matrix.abs().max().item()  # twice the largest number, so that black type stays readable
+    ax.imshow(matrix, cmap="PuOr", vmin=-darkest, vmax=darkest)
+    for t in range(T):
+        for s in range(T):
+            text = f"{matrix[t, s]:.2f}" if s <= t else "0"
+            ax.text(s, t, text, ha="center", va="center", fontsize=18, color="black" if s <= t else "grey")
+        ax.fill_between([t + 0.5, T - 0.5], t - 0.5, t + 0.5, facecolor="white", hatch="///",
+                        edgecolor="lightgrey", linewidth=0)
+    ax.set_xticks(range(T), words, fontsize=16)
+    ax.set_yticks(range(T), words, fontsize=16)
+    ax.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+    ax.set_title(title, fontsize=18, pad=14)
+
+
+def draw_idea(axes):
+    """Draw an illustration, no result: a mixer's matrix and an attention map, both of untrained weights."""
+    torch.manual_seed(3)
+    words, T, C = ["the", "cat", "sat", "down"], 4, 16
+    model = LanguageModel(ModelConfig(model_type="mixer", block_size=T, n_layer=1, n_embd=C, vocab_size=T))
+    conv, = [module for module in model.modules() if isinstance(module, MaskedConv)]
+    W = conv.weight.detach().reshape(T, T).tril()                                         # (T, T)
+    x = model.wte.weight.detach()                                                         # (T, C), T words
+    q = x @ torch.randn(C, C) / math.sqrt(C)                                              # (T, C)
+    k = x @ torch.randn(C, C) / math.sqrt(C)                                              # (T, C)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    scores = (q @ k.T / math.sqrt(C)).masked_fill(future, -math.inf)                      # (T, T)
+    draw_matrix(axes[0], W, [1, 2, 3, 4], "Mixer: one matrix per layer,\nlearned, the same for every text")
+    draw_matrix(axes[1], scores.softmax(dim=-1), words, "Attention: computed anew\nfrom each text")
+    axes[0].figure.supxlabel("Hatched: masked, so that no word sees the words after it", fontsize=16)
+
+
+plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
+
+for name, title in {
+    "tinystories_context_tokens": "At equal tokens, mixers win in short windows, Llamas in long ones",
+    "tinystories_context_seconds": "At equal time, a mixer is ahead in every window",
+    "context_tokens": "Python source, equal tokens: the embedding decides who is ahead",
+    "context_seconds": "Python source, equal time: a mixer is ahead in every window",
+}.items():
+    plots.plot_over(read(f"compare/{name}.csv"), "block_size", f"compare/{name}_over.png", title)
+
+rows = read("compare/heads.csv")
+for row in rows:  # all are Llamas, named by their number of attention heads: heads_4, std_1_heads_4
+    row["name"] = "llama_" + row["name"].replace("heads_", "")
+title = "A Llama gains more by its embedding than by its number of heads"
+plots.plot_over(rows, "n_head", "compare/heads_over.png", title)
+
+rows = read("compare/scaling.csv")
+for row in rows:  # config/compare_scaling.py gives its Llamas an embedding std of 1
+    row["name"] = row["name"].replace("llama", "llama_std_1")
+title = "With 10 TFLOPs of training, models under 1 M parameters learn most"
+plots.plot_over(rows, "parameters", "compare/scaling_over.png", title)
+
+title = "Only the Llama with a small embedding hides its input from descent"
+plots.plot_inversion(read("inversion/curves.csv"), "inversion/curves.png", title)
+
+rows, losses = read("inversion/efficiency.csv"), {}
+for folder in "compare_hybrids_flops", "compare_variants_flops":
+    for row in read(f"compare/{folder.removeprefix('compare_')}.csv"):
+        losses[f"out/{folder}/{row['name']}_{row['seed']}"] = row["val_loss"]
+for row in rows:
+    if "variants" in row["model"]:  # they share one name, or the legend would have twelve
+        run = row["model"]
+        row["model"] = f"{run}/mixer_variants"
+        losses[row["model"]] = losses[run]
+title = "The Llama that learns least is the only model that loses much of its input"
+plots.plot_efficiency(rows, losses, "inversion/efficiency.png", title)
+
+rows, sizes = read("retrieval/held_out.csv"), [32, 64, 128, 256, 512, 1024]
+for row, name in zip(rows, ("bm25", "minilm", "mixer_5 minutes", "mixer_1 hour")):
+    row["model"], row["interval"] = name, {}
+    for n in sizes:
+        p = row[f"top1_{n}"]
+        row["interval"][f"top1_{n}"] = 1.96 * math.sqrt(p * (1 - p) / 2000)  # of 2,000 queries
+title = "After an hour of training, a mixer searches code as well as MiniLM"
+plots.plot_accuracies(rows, sizes, "retrieval/accuracy.png", title)
+
+files = {"mixer": "mixer", "llama_std_1": "llama_embd1", "hybrid": "hybrid", "llama": "llama", "gpt": "gpt"}
+logs = {name: f"tiny/{file}.csv" for name, file in files.items()}
+title = "First version of the code, 200 s each: the mixer is ahead"
+plots.plot_logs(logs, "tiny/val_loss.png", "seconds", title)

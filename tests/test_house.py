@@ -1,0 +1,125 @@
+"""The repository as a reader meets it: model.py alone, imports without effects, a new architecture in one place."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import HERE, TINY
+
+RECURRENCE = '''
+
+class GatedRecurrence(nn.Module):
+    """h[t] = a * h[t - 1] + b * x[t] with a learned a in (0, 1) and b per channel, and a projection of h."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.n_embd
+        self.a, self.b = nn.Parameter(torch.zeros(C)), nn.Parameter(torch.ones(C))
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
+
+    def forward(self, x, cache=None):
+        h = cache.states.get(self, torch.zeros_like(x[:, 0])) if cache else torch.zeros_like(x[:, 0])   # (B, C)
+        states = []
+        for t in range(x.size(1)):
+            h = self.a.sigmoid() * h + self.b * x[:, t]
+            states.append(h)
+        if cache:
+            cache.states[self] = h
+        return self.c_proj(torch.stack(states, dim=1))                                    # (B, T, C)
+
+    def flops(self, T):
+        return 0  # no matmul besides that of its Linear
+
+
+ARCHITECTURES["recurrent"] = dict(steps=[[GatedRecurrence]], position="none", norm="layernorm", mlp="gelu", bias=True,
+                                  final_norm=False, init="torch", embd_std=1.0)
+'''
+
+
+def python(folder, *arguments):
+    """Run Python with arguments in a folder; returns its output. Its failure is the test's."""
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, encoding="utf-8",
+                          env=os.environ | {"PYTHONPATH": str(folder)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_model_py_alone_trains_and_generates(tmp_path):
+    """Copied into an empty folder it needs PyTorch and the standard library only."""
+    shutil.copy(f"{HERE}/model.py", tmp_path)
+    out = python(tmp_path, "-c", """
+import sys, torch
+from model import LanguageModel, ModelConfig
+torch.manual_seed(0)
+model = LanguageModel(ModelConfig(block_size=11, n_layer=2, n_embd=20, n_head=5, vocab_size=31))
+optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95))
+idx = torch.randint(31, (3, 12))
+for _ in range(50):
+    loss = model(idx[:, :-1], idx[:, 1:])[1]
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(loss.item() < 1, [token for token, in model.generate([[1, 2]], 20)])
+print([name for name in sys.modules if name.split(".")[0] in ("lib", "numpy", "tiktoken", "configurator")
+       and name.startswith(("lib.", "tiktoken", "configurator"))])
+""").splitlines()
+    assert out[0].startswith("True [") and out[0].count(",") == 19 and out[1] == "[]"
+
+
+SCRIPTS = "train", "sample", "invert", "retrieve", "compare", "prepare", "bench", "configurator"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_script_changes_nothing(name, tmp_path):
+    """No output, no file, no signal handler, no backend of matplotlib, no default of torch; not even with arguments."""
+    code = f"""
+import os, signal, sys
+import torch
+import model
+def state():
+    names = "masked_product", "toeplitz_product", "attention", "linear_cross_entropy"
+    functions = [getattr(model, name) for name in names]
+    return (torch.get_float32_matmul_precision(), torch.get_num_threads(), signal.getsignal(signal.SIGINT), functions,
+            torch.initial_seed(), torch.get_default_dtype())
+before = state()
+sys.argv = ["x.py", "--no_such_key=1"]
+import {name}
+assert state() == before and "matplotlib.pyplot" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": HERE})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr.decode()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_new_architecture_is_one_class_and_one_entry(tmp_path, tiny_data):
+    """A recurrence appended to model.py, and nothing else: it trains, samples by cache, is compared and inverted."""
+    for name in os.listdir(HERE):
+        if name.endswith(".py"):
+            shutil.copy(f"{HERE}/{name}", tmp_path)
+    shutil.copytree(f"{HERE}/lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(f"{HERE}/config", tmp_path / "config")
+    (tmp_path / "data").symlink_to(tiny_data)
+    with open(tmp_path / "model.py", "a", encoding="utf-8") as f:
+        f.write(RECURRENCE)
+    tiny = [argument for argument in TINY if not argument.startswith(("--out_dir", "--device"))]
+    out = python(tmp_path, "train.py", *tiny, "--out_dir=out/r", "--model_type=recurrent", "--sample_tokens=5")
+    assert "recurrent with" in out and "a sample" in out
+    python(tmp_path, "sample.py", "--out_dir=out/r", "--num_samples=1", "--max_new_tokens=30")
+    assert python(tmp_path, "-c", """
+import torch
+from lib.runs import load_model
+model, _, _ = load_model("out/r")
+prompts = [[1, 2, 3], [4]]
+print(list(model.generate(prompts, 30, seed=1)) == list(model.generate(prompts, 30, seed=1, cached=False)))
+print(model.estimate_flops(11) == 2 * (2 * 9 * 20 * 20) + 2 * 20 * 257)
+""").split() == ["True", "True"]
+    python(tmp_path, "invert.py", "--out_dir=out/r", "--methods=gd,exact", "--steps=2", "--n_prompts=1", "--lrs=0.1")
+    (tmp_path / "base.py").write_text("\n".join(
+        f"{key[2:]} = {value!r}" if key in ("--dataset", "--dtype") else f"{key[2:]} = {value}"
+        for key, _, value in (argument.partition("=") for argument in tiny)), encoding="utf-8")
+    out = python(tmp_path, "compare.py", "--base=base.py", "--out_dir=out/c", "--amount=400", "--device=cpu",
+                 '--variants={"mixer": {}, "recurrent": {"model_type": "recurrent"}}')
+    assert "| recurrent" in out and "| mixer" in out
