@@ -104,22 +104,21 @@ def test_a_new_architecture_is_one_class_and_one_entry(tmp_path, tiny_data):
     (tmp_path / "data").symlink_to(tiny_data)
     with open(tmp_path / "model.py", "a", encoding="utf-8") as f:
         f.write(RECURRENCE)
-    tiny = [argument for argument in TINY if not argument.startswith(("--out_dir", "--device"))]
-    out = python(tmp_path, "train.py", *tiny, "--out_dir=out/r", "--model_type=recurrent", "--sample_tokens=5")
-    assert "recurrent with" in out and "a sample" in out
-    python(tmp_path, "sample.py", "--out_dir=out/r", "--num_samples=1", "--max_new_tokens=30")
-    assert python(tmp_path, "-c", """
-import torch
+    tiny = [argument.removeprefix("--").partition("=") for argument in TINY]
+    texts = "dataset", "dtype"
+    (tmp_path / "base.py").write_text("".join(
+        f"{key} = {value!r}\n" if key in texts else f"{key} = {value.capitalize()}\n"
+        for key, _, value in tiny if key not in ("out_dir", "device")), encoding="utf-8")
+    out = python(tmp_path, "compare.py", "--base=base.py", "--out_dir=out/c", "--amount=400", "--device=cpu",
+                 '--variants={"recurrent": {"model_type": "recurrent"}}')
+    assert "recurrent with" in out and "| recurrent" in out
+    folder = "out/c/recurrent_1337"
+    python(tmp_path, "sample.py", f"--out_dir={folder}", "--num_samples=1", "--max_new_tokens=30")
+    python(tmp_path, "invert.py", f"--out_dir={folder}", "--methods=gd,exact", "--steps=2", "--n_prompts=1")
+    assert python(tmp_path, "-c", f"""
 from lib.runs import load_model
-model, _, _ = load_model("out/r")
+model, _, _ = load_model("{folder}")
 prompts = [[1, 2, 3], [4]]
 print(list(model.generate(prompts, 30, seed=1)) == list(model.generate(prompts, 30, seed=1, cached=False)))
 print(model.estimate_flops(11) == 2 * (2 * 9 * 20 * 20) + 2 * 20 * 257)
 """).split() == ["True", "True"]
-    python(tmp_path, "invert.py", "--out_dir=out/r", "--methods=gd,exact", "--steps=2", "--n_prompts=1", "--lrs=0.1")
-    (tmp_path / "base.py").write_text("\n".join(
-        f"{key[2:]} = {value!r}" if key in ("--dataset", "--dtype") else f"{key[2:]} = {value}"
-        for key, _, value in (argument.partition("=") for argument in tiny)), encoding="utf-8")
-    out = python(tmp_path, "compare.py", "--base=base.py", "--out_dir=out/c", "--amount=400", "--device=cpu",
-                 '--variants={"mixer": {}, "recurrent": {"model_type": "recurrent"}}')
-    assert "| recurrent" in out and "| mixer" in out
