@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lib.data import read_prompt
-from lib.device import compile_or_not, peak_memory_mb
+from lib.device import compile_model, compile_or_not, peak_memory_mb, uncompile_model
 from lib.plots import save_figure
 from lib.runs import StopSignals, lock_folder, move_run_aside, replacing, train_run
 from model import LanguageModel, ModelConfig
@@ -119,6 +119,31 @@ def test_signals_are_caught_once_and_given_back():
         signal.raise_signal(signal.SIGINT)
         assert stop.caught == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("whole, n_compiled", [(False, 3), (True, 1)])
+def test_blocks_or_the_whole_model_are_compiled(whole, n_compiled, monkeypatch):
+    """Two blocks and the loss, or the model; afterwards everything can be as before."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
+    idx = torch.tensor([[1, 2, 3]])
+    assert compile_model(model, lambda: model(idx)[0].shape, whole=whole) == (1, 3, 5)
+    assert len(compiled) == n_compiled
+    uncompile_model(model)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_model_that_cannot_be_compiled_is_run_as_it_is(monkeypatch, capsys):
+    """One line says so, and the step is run again without compilation."""
+    def broken(function, **_):
+        def compiled(*args):
+            raise RuntimeError("no C++ compiler")
+        return compiled
+    monkeypatch.setattr(torch, "compile", broken)
+    model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
+    assert compile_model(model, lambda: model(torch.tensor([[1, 2, 3]]))[0].shape) == (1, 3, 5)
+    assert "going on without it" in capsys.readouterr().out
 
 
 def test_without_a_compiler_the_plain_function_is_used(monkeypatch, capsys):
