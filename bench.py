@@ -49,13 +49,13 @@ vocab_size = 4096             # [1, inf) V: tokens in the vocabulary
 repeats = 15                  # [1, inf) timed steps of each kind and model
 warm_up = 3                   # [0, inf) untimed steps before them
 device = "auto"               # auto, cpu, cuda, cuda:1 or mps
-dtype = "auto"                # auto | float32 | bfloat16 | float16: of the matmuls
+dtype = "auto"                # auto | float32 | bfloat16 | float16: number format of the matmuls
 compile = True                # torch.compile, except for the kinds sample and sample_uncached
 fast = True                   # faster equals of four functions of model.py (lib/fast.py)
 json_path = ""                # file for everything
 csv_path = ""                 # file for the rows
 profile_path = ""             # file for the operations that take most of the time of each step
-seed = 1337                   # [0, inf) of weights and tokens
+seed = 1337                   # [0, inf) draws weights and tokens
 # end of defaults
 
 N_VECTORS = 10 ** 6  # vectors that are searched

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.FloorDiv: operator.floordiv, ast.UAdd: operator.pos, ast.USub: operator.neg}
 MAX_CHARS = 100_000  # a longer file is refused, so that a hostile one cannot take long to read
-MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # what such text can raise
+MALFORMED = SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError  # the errors that such text can raise
 INTERVAL = re.compile(r"([\[(])(\S+), (\S+?)([\])])")
 CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?::|$)")
 HERE = os.path.dirname(os.path.abspath(__file__))

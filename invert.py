@@ -74,7 +74,7 @@ COLUMNS = [*KEYS, *SCORES, "seconds"]
 FREE = ("out_dir compare models embd_stds inits methods layers seed seeds batch_size show resume "
         "device").split()  # settings that may differ between the rows of one table
 TRAINING = dict(batch_size=32, learning_rate=4e-3, warmup_iters=100, max_iters=0, eval_interval=200, eval_iters=5,
-                log_interval=100, sample_tokens=0)  # of fresh models; the other settings are train.py's defaults
+                log_interval=100, sample_tokens=0)  # for fresh models; the other settings are train.py's defaults
 BRACKETS, COLOURS = ("{}", "[{}]"), ("\033[32m{}\033[0m", "\033[31m{}\033[0m")  # around right and wrong tokens
 
 
@@ -84,7 +84,7 @@ class Subject(NamedTuple):
     config: ModelConfig
     checkpoint: str        # a path, where train.py is to put it if the model is fresh; "" for an untrained model
     dataset: str           # folder
-    meta: dict             # of the dataset, with its tokenizer
+    meta: dict             # meta.json of the dataset, with its tokenizer
     prompts: torch.Tensor  # (B, T), padded with -1
 
 

@@ -26,7 +26,7 @@ ARCHITECTURES = {  # hybrid_parallel stands before hybrid, because its name begi
     "minilm": ("MiniLM", "#000000", "P", ""),
 }
 OTHER_COLOURS = "#882255", "#44AA99", "#999933", "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE"
-FILLINGS = {"-": "full", "--": "none", "-.": "left", ":": "bottom"}  # of the marker, by the dash of the line
+FILLINGS = {"-": "full", "--": "none", "-.": "left", ":": "bottom"}  # dash of the line: filling of its marker
 METHODS = {"gd": "Gradient descent", "adam": "Adam", "exact": "Token by token"}
 AXES = {"block_size": "window T (tokens)", "n_embd": "width C (channels)", "n_head": "attention heads",
         "seconds": "training time (seconds)", "tokens": "training tokens", "train_flops": "training FLOPs"}

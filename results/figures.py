@@ -109,7 +109,7 @@ for row, name in zip(rows, ("bm25", "minilm", "mixer_5 minutes", "mixer_1 hour")
     row["model"], row["interval"] = name, {}
     for n in sizes:
         p = row[f"top1_{n}"]
-        row["interval"][f"top1_{n}"] = 1.96 * math.sqrt(p * (1 - p) / 2000)  # of 2,000 queries
+        row["interval"][f"top1_{n}"] = 1.96 * math.sqrt(p * (1 - p) / 2000)  # there were 2,000 queries
 title = "After an hour of training, a mixer searches code as well as MiniLM"
 plots.plot_accuracies(rows, sizes, "retrieval/accuracy.png", title)
 

@@ -109,7 +109,7 @@ def test_sides_go_by_the_passage():
 
 
 def test_passages_of_ms_marco_and_lists():
-    """Those that were selected; all of a list; a single one."""
+    """The selected ones; all of a list; a single one."""
     marco = {"passage_text": ["a", "b", "c"], "is_selected": [0, 1, 1]}
     for value, texts in (marco, ["b", "c"]), (["d", "e"], ["d", "e"]), ("f", ["f"]), ([], []):
         found = split_rows([("", {"query": "q", "passage": value})], "query", "passage", 0.5)
