@@ -121,6 +121,20 @@ def test_signals_are_caught_once_and_given_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+@pytest.mark.parametrize("handler, caught", [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_closed_terminal_stops_a_run_unless_nohup_ignores_it(handler, caught):
+    """SIGHUP is a signal to stop like the others; one that is ignored stays ignored."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.caught == (signal.SIGHUP if caught else 0)
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("whole, n_compiled", [(False, 3), (True, 1)])
 def test_blocks_or_the_whole_model_are_compiled(whole, n_compiled, monkeypatch):
     """Two blocks and the loss, or the model; afterwards everything can be as before."""

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import train
+from configurator import configure
 from conftest import HERE, TINY, flip
 from lib.data import epoch_starts, training_windows, validation_windows
 from train import COLUMNS, get_batch, show
@@ -406,6 +409,16 @@ def test_resume_needs_a_checkpoint_of_train_py(run, refused):
     checkpoint = torch.load("out/ckpt.pt", weights_only=True)
     torch.save(checkpoint | {"made_by": "retrieve.py", "optimizer": None}, "out/ckpt.pt")
     refused("is a checkpoint of retrieve.py", "train.py", "--init_from=resume")
+
+
+def test_a_float16_run_goes_on_from_another_format(run):
+    """The checkpoint of a float32 run has no state of a GradScaler: a new one begins."""
+    assert run("train.py")[0] == 0
+    settings = configure([*TINY, "--max_iters=30"], "train.py", "model.py")
+    resumed = train.build_run(SimpleNamespace(**settings))
+    resumed.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    train.restore(resumed, "out/ckpt.pt", resume=True)
+    assert resumed.state["iter"] == 20 and resumed.scaler.get_scale() == 2.0 ** 16
 
 
 def test_resume_without_a_log_starts_a_new_one(run):
