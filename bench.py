@@ -25,12 +25,16 @@ from statistics import linear_regression, median
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from configurator import run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configurator import run_script
 from lib.device import autocast, compile_model, compile_or_not, dtype_name, measure_peak_flops, setup
 from lib.fast import compile_loss, masked_product, prepare_for_sampling
 from lib.inversion import descend, distances, hidden_states

@@ -16,9 +16,13 @@ import os
 import re
 from statistics import fmean
 
+from configurator import configure, run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import torch
 
-from configurator import configure, run_script
 from lib.data import load_meta, load_tokens, stream_text, validation_windows
 from lib.device import setup
 from lib.objectives import build_model

@@ -220,6 +220,16 @@ def configure(argv, *sources):
 # the entry of a script
 
 
+def share_the_cpu():
+    """Have threads that wait give way to other programs soon; scripts call this before they import torch.
+
+    GNU OpenMP's threads spin for milliseconds while they wait for one another, and take the core from the thread
+    that they wait for when something else runs on the machine: training becomes ten times as slow. 500 turns are
+    enough while nothing else does (results/speed.md). A value that the user has set stays.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "500")
+
+
 def fail(message, status=2):
     """End the program with one line on stderr: status 2 for bad input, 1 for a failure while running."""
     print("error:", *str(message).splitlines(), file=sys.stderr)

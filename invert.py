@@ -26,10 +26,14 @@ from statistics import fmean, pstdev
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from configurator import configure, run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from configurator import configure, run_script
 from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt, validation_windows
 from lib.device import autocast, setup
 from lib.inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,

@@ -18,11 +18,15 @@ import os
 import time
 from dataclasses import asdict, fields
 
+from configurator import run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from configurator import run_script
 from lib.data import build_tokenizer, load_meta, prepare_missing
 from lib.device import autocast, compile_or_not, dtype_name, setup
 from lib.plots import plot_accuracies

@@ -11,9 +11,13 @@ import os
 import sys
 import time
 
+from configurator import run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import torch
 
-from configurator import run_script
 from lib.data import read_prompt, stream_text
 from lib.device import autocast, setup
 from lib.fast import prepare_for_sampling

@@ -19,12 +19,16 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
 
+from configurator import run_script, share_the_cpu
+
+if __name__ == "__main__":
+    share_the_cpu()  # before torch is imported
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import run_script
 from lib.data import (build_tokenizer, load_meta, load_tokens, prepare_missing, stream_text, training_windows,
                       validation_windows)
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,

@@ -5,23 +5,23 @@ Faster equals of functions of model.py: the same results (tests/test_fast.py) in
 T and S tokens, C channels, V vocabulary, N rows.
 """
 import math
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import model
 
 LOGITS = 2 ** 21    # about so many logits are computed at once: they stay in the cache of a CPU core
-PARTS = 16          # and in at most so many parts, since each is compiled, and a GPU wants large ones
-BLOCKS_FROM = 256   # tokens from which the masked product pays without the zeros above its diagonal
+PARTS = 16          # and in at most so many parts
+PARTS_ON_GPU = 4    # a GPU wants large matmuls, and has no such cache
+BLOCKS_FROM = 256   # tokens from which a CPU multiplies faster without the zeros above the diagonal
+BLOCKS_ON_GPU = 1024  # and a GPU, which reads and writes for as long as it multiplies below that
 BLOCK_ROWS = 128    # rows at least in a block of it: thinner blocks cost more than they save
 BLOCKS = 8          # and blocks at most: more save little, and each is compiled
 FFT_FROM = 4096     # tokens from which a Toeplitz product is faster by FFT
-PLAIN_UP_TO = 256   # tokens up to which attention on a CPU is faster without PyTorch's fused kernel
 FEW_ROWS = 64       # rows up to which a CPU multiplies faster by parts of the weights
 
 PLAIN = {name: getattr(model, name)
@@ -55,9 +55,19 @@ def linear_cross_entropy(x, weight, targets):
 
     x (..., C), weight (V, C), targets (...) int64. Under autocast the matmuls run in its dtype, the rest in float32.
     """
-    if not torch.is_grad_enabled():
-        return PLAIN["linear_cross_entropy"](x, weight, targets)
-    return LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten())
+    x, targets = x.flatten(0, -2), targets.flatten()
+    if torch.is_grad_enabled():
+        return LinearCrossEntropy.apply(x, weight, targets)
+    total, W, rows = 0.0, weight.to(matmul_dtype(x)), rows_per_part(x, weight)
+    for x_part, target in zip(x.split(rows), targets.split(rows)):
+        total += F.cross_entropy(F.linear(x_part, W).float(), target, ignore_index=-1, reduction="sum")
+    return total / (targets >= 0).sum()
+
+
+def rows_per_part(x, W):
+    """How many rows of x (N, C) meet W (V, C) at once: parts of one size, as each size is compiled."""
+    n_parts = min(-(-len(x) * len(W) // LOGITS), PARTS if x.is_cpu else PARTS_ON_GPU)
+    return -(-len(x) // n_parts)
 
 
 def compile_loss(on=True):
@@ -93,8 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets):
         dtype = matmul_dtype(x)
         W = weight.to(dtype)                                                              # (V, C)
-        n_parts = min(-(-len(x) * len(W) // LOGITS), PARTS)
-        rows = -(-len(x) // n_parts)  # parts of one size, as each size is compiled
+        rows = rows_per_part(x, W)
         loss, x_grads, W_grad = 0.0, [], torch.zeros_like(W, dtype=torch.float32)
         for x_part, target in zip(x.to(dtype).split(rows), targets[:, None].split(rows)):
             part_loss, x_grad = loss_of_part(x_part, W, target, W_grad)
@@ -117,12 +126,14 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def masked_product(W, x, start=0):
-    """W.tril(start) @ x; from BLOCKS_FROM tokens on without most of the multiplications by zero.
+    """W.tril(start) @ x; in long windows without most of the multiplications by zero.
 
     Each block of rows meets only the columns up to its last row: (n + 1) / 2n of the work for n blocks.
     """
     B, T, C = x.shape
-    if start or T < BLOCKS_FROM:
+    if start or T < (BLOCKS_ON_GPU if x.is_cuda else BLOCKS_FROM):
+        if x.is_cuda:  # one matrix for the whole batch would have x transposed in memory, and the result again
+            return torch.bmm(W.tril(start).expand(B, -1, -1), x)
         return PLAIN["masked_product"](W, x, start)
     dtype = matmul_dtype(x)
     columns = x.to(dtype).transpose(0, 1).reshape(T, B * C)
@@ -166,9 +177,67 @@ def toeplitz_product(w, x, start=0):
 
 
 def attention(q, k, v, causal=True, dropout=0.0):
-    """model.attention; for short windows on a CPU without PyTorch's fused kernel, which is slower there."""
-    with sdpa_kernel(SDPBackend.MATH) if q.is_cpu and q.size(-2) <= PLAIN_UP_TO else nullcontext():
-        return PLAIN["attention"](q, k, v, causal, dropout)
+    """model.attention; on a CPU in blocks of queries, as PyTorch's fused kernel is slow there."""
+    whole_window = causal and q.size(-2) == k.size(-2)
+    if q.is_cpu and whole_window and not dropout:
+        return attention_in_blocks(q.contiguous(), k.contiguous(), v.contiguous())[0]
+    return PLAIN["attention"](q, k, v, causal, dropout)
+
+
+@torch.library.custom_op("masked_mixers::attention_in_blocks", mutates_args=())
+def attention_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Causal attention and its weights; each block of queries meets only the keys up to its last query.
+
+    q, k, v (B, nh, T, hs) -> (B, nh, T, hs) and per block (B, nh, rows, keys). It is an operator, which the compiler
+    leaves as it is: compiled block by block it takes longer to compile and is no faster.
+    """
+    blocks, outputs, weights = row_blocks(q.size(-2)), [], []
+    q = q * q.size(-1) ** -0.5
+    for i, j in blocks:
+        scores = q[:, :, i:j] @ k[:, :, :j].mT                                            # (B, nh, j - i, j)
+        scores[..., i:] += torch.full((j - i, j - i), -math.inf, dtype=q.dtype).triu(1)
+        weights.append(scores.softmax(dim=-1))
+        outputs.append(weights[-1] @ v[:, :, :j])
+    return torch.cat(outputs, dim=2), weights
+
+
+@attention_in_blocks.register_fake
+def _(q, k, v):
+    return torch.empty_like(q), [q.new_empty(*q.shape[:2], j - i, j) for i, j in row_blocks(q.size(-2))]
+
+
+@torch.library.custom_op("masked_mixers::attention_in_blocks_backward", mutates_args=())
+def attention_in_blocks_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor,
+                                 weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients for q, k and v, from that of the result."""
+    scale, q_grads = q.size(-1) ** -0.5, []
+    k_grad, v_grad = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    for (i, j), p in zip(row_blocks(q.size(-2)), weights):
+        part = grad[:, :, i:j]                                                            # (B, nh, j - i, hs)
+        p_grad = part @ v[:, :, :j].mT                                                    # (B, nh, j - i, j)
+        scores_grad = torch._softmax_backward_data(p_grad, p, -1, p.dtype)                # (B, nh, j - i, j)
+        q_grads.append(scores_grad @ k[:, :, :j])
+        k_grad[:, :, :j] += scores_grad.mT @ q[:, :, i:j]
+        v_grad[:, :, :j] += p.mT @ part
+    return torch.cat(q_grads, dim=2) * scale, (k_grad * scale).to(k.dtype), v_grad.to(v.dtype)
+
+
+@attention_in_blocks_backward.register_fake
+def _(grad, q, k, v, weights):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def keep_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, *output[1])
+
+
+def backward_of_attention(ctx, grad, _):
+    refuse_second_derivatives()
+    q, k, v, *weights = ctx.saved_tensors
+    return attention_in_blocks_backward(grad.contiguous(), q, k, v, weights)
+
+
+attention_in_blocks.register_autograd(backward_of_attention, setup_context=keep_for_backward)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -74,12 +74,13 @@ def test_logits_are_never_there_all_at_once(parts):
 
 
 def test_without_gradients_the_loss_is_the_same(parts):
-    """As in evaluation."""
-    parts(4)
+    """An evaluation gets the loss of a training step, and does not make all logits at once either."""
+    parts(2)
     x, weight, targets = random_input()
-    with torch.no_grad():
+    with torch.no_grad(), Largest() as largest:
         loss = linear_cross_entropy(x, weight, targets)
     torch.testing.assert_close(loss, linear_cross_entropy(x, weight, targets))
+    assert largest.numel <= V * C
 
 
 def test_float16_gradients_do_not_vanish(parts):
@@ -151,6 +152,27 @@ def test_attention_is_the_softmax_of_masked_scores(T, S, causal):
     expected = scores.softmax(-1) @ v
     for function in model.attention, fast.attention:
         torch.testing.assert_close(function(q, k, v, causal), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, 7, 61])
+def test_attention_in_blocks_is_that_of_pytorch(tokens, compiled, dtype, monkeypatch):
+    """The result and the gradients equal PyTorch's; q, k and v are views, as they are in a model."""
+    monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, tokens, 3, 2, C, generator=generator).to(dtype).requires_grad_()
+    out = torch.randn(B, 2, tokens, C, generator=generator).to(dtype)
+
+    def blocks(qkv):
+        return fast.attention(*qkv.permute(2, 0, 3, 1, 4))
+    ours = (torch.compile(blocks, backend="aot_eager", fullgraph=True) if compiled else blocks)(qkv)
+    theirs = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), is_causal=True)
+    assert "attention_in_blocks" in str(fast.attention(*qkv.permute(2, 0, 3, 1, 4)).grad_fn)
+    tolerance = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=0.02, atol=0.1)
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    for our_grad, their_grad in zip(torch.autograd.grad(ours, qkv, out), torch.autograd.grad(theirs, qkv, out)):
+        torch.testing.assert_close(our_grad, their_grad, **tolerance)
 
 
 @pytest.mark.parametrize("bias", [True, False])

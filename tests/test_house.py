@@ -122,3 +122,24 @@ prompts = [[1, 2, 3], [4]]
 print(list(model.generate(prompts, 30, seed=1)) == list(model.generate(prompts, 30, seed=1, cached=False)))
 print(model.estimate_flops(11) == 2 * (2 * 9 * 20 * 20) + 2 * 20 * 257)
 """).split() == ["True", "True"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "invert.py", "retrieve.py", "compare.py", "bench.py"])
+def test_threads_learn_how_to_wait_before_torch_is_imported(script):
+    """GNU OpenMP reads GOMP_SPINCOUNT once, when torch loads it; a value of the user's own stays."""
+    ends_where_torch_is_imported = """
+import builtins, os, runpy, sys
+original = builtins.__import__
+def watched(name, *arguments):
+    if name.split(".")[0] == "torch":
+        print(os.environ["GOMP_SPINCOUNT"])
+        sys.exit()
+    return original(name, *arguments)
+builtins.__import__ = watched
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+    for given, expected in ({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7"):
+        environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        done = subprocess.run([sys.executable, "-c", ends_where_torch_is_imported, script], cwd=HERE,
+                              env=environment | {"PYTHONPATH": HERE} | given, capture_output=True, encoding="utf-8")
+        assert done.stdout.strip() == expected, done.stderr
