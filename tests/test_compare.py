@@ -1,4 +1,4 @@
-"""compare.py: budgets are kept, widths are solved, and what has finished is not repeated."""
+"""compare.py keeps budgets, solves for widths, and repeats no finished run."""
 import csv
 import os
 from dataclasses import asdict, fields
@@ -23,7 +23,7 @@ BASE = dict(SHAPE, dataset="tiny", batch_size=3, eval_iters=1, log_interval=4, e
 
 @pytest.fixture
 def compare(run, monkeypatch):
-    """compare(*arguments) -> (status, output, rows of compare.csv); its base is for the tiny data."""
+    """Return compare(*arguments) -> (status, output, rows of compare.csv), whose base trains on the tiny data."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with open("base.py", "w", encoding="utf-8") as f:
         f.writelines(f"{key} = {value!r}\n" for key, value in BASE.items())
@@ -41,7 +41,7 @@ def compare(run, monkeypatch):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """train.py runs in this process, since starting a new one for each run would take minutes."""
+    """Run train.py in this process, because a new process for each run would take minutes."""
     def start(command):
         status = 0
         try:
@@ -54,14 +54,14 @@ def in_process(monkeypatch):
 
 
 def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare, monkeypatch):
-    """A row for each variant and seed, a table, a figure; a killed run goes on, the finished ones stay."""
+    """Each variant and seed gets a row; the same command again trains only the run that is missing."""
     arguments = '--variants={"a": {}, "b": {"model_type": "llama"}}', "--amount=500", "--n_seeds=2"
-    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")  # as a notebook may leave it behind
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")  # a notebook may leave such a name behind
     status, out, rows = compare(*arguments)
     monkeypatch.delenv("MPLBACKEND")
     assert status == 0, out
     assert [row["name"] + row["seed"] for row in rows] == ["a1337", "a1338", "b1337", "b1338"]
-    assert {float(row["tokens"]) for row in rows} == {528}  # 16 iterations of 33 tokens: the first past 500
+    assert {float(row["tokens"]) for row in rows} == {528}  # 16 iterations of 33 tokens exceed 500
     assert rows[0]["val_loss"] != rows[1]["val_loss"] and float(rows[0]["val_loss"]) < 6
     assert os.path.getsize("out/compare.png") > 1000
     with open("out/compare.md", encoding="utf-8") as f:
@@ -75,7 +75,7 @@ def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare, monkeypa
 
 
 def test_changed_settings_are_trained_anew(compare, in_process):
-    """Under the same name: the new loss stands beside the new learning rate, and the old run is kept."""
+    """A changed variant is trained anew under its old name, its row has the new loss, and the old run is kept."""
     _, _, before = compare('--variants={"a": {}, "b": {}}', "--amount=300")
     status, out, after = compare('--variants={"a": {"learning_rate": 1e-5}, "b": {}}', "--amount=300")
     assert status == 0 and "learning_rate=0.01, not 1e-05" in out and out.count("ready in") == 1
@@ -85,7 +85,7 @@ def test_changed_settings_are_trained_anew(compare, in_process):
 
 
 def test_a_run_of_another_budget_is_trained_anew(compare, in_process):
-    """The learning rate falls until the budget is used up: neither a longer nor a continued run stands for it."""
+    """A longer or a continued run is no substitute, because the learning rate falls until the budget is used up."""
     _, _, before = compare('--variants={"a": {}}', "--amount=300")
     _, out, shorter = compare('--variants={"a": {}}', "--amount=100")
     assert "max_tokens=300, not 100" in out and float(shorter[0]["tokens"]) == 132
@@ -96,7 +96,7 @@ def test_a_run_of_another_budget_is_trained_anew(compare, in_process):
 
 
 def test_only_runs_some_and_keeps_the_rows_of_others(compare, in_process):
-    """The values of a kept row stay those of its run, and a line says where its settings are others by now."""
+    """--only leaves the other rows as they are, and warns of each whose settings have changed since its run."""
     _, _, before = compare('--variants={"a": {}, "b": {"n_embd": 12}}', "--amount=300", "--over=n_embd")
     variants = '--variants={"a": {"learning_rate": 0.1}, "b": {"n_embd": 18}, "c": {}}'
     status, out, after = compare(variants, "--amount=300", "--only=c")
@@ -112,7 +112,7 @@ def test_only_runs_some_and_keeps_the_rows_of_others(compare, in_process):
 
 
 def test_a_run_of_another_model_py_is_named(compare, in_process):
-    """A reused run whose checkpoint was made by another model.py gets a line; --rerun=true trains it anew."""
+    """A reused run that was made by another model.py causes a warning; --rerun=true trains it anew."""
     arguments = '--variants={"a": {}}', "--amount=200"
     _, out, _ = compare(*arguments)
     assert "warning" not in out
@@ -128,7 +128,7 @@ def test_a_run_of_another_model_py_is_named(compare, in_process):
 
 
 def test_budget_and_text_count_as_settings(run):
-    """A run of another budget, or of another text under the same name, is not the run that is wanted."""
+    """A run with another budget, or on other text under the same dataset name, has different settings."""
     config = ModelConfig(**SHAPE)
     settings = BASE | {"data_dir": "data", "max_tokens": 500, "max_seconds": 0.0}
     checkpoint = {"config": settings, "model_config": asdict(config), "meta": load_meta("data/tiny")}
@@ -144,7 +144,7 @@ def test_budget_and_text_count_as_settings(run):
 @pytest.mark.parametrize("status, error", [(1, ChildProcessError), (2, ChildProcessError), (-9, ChildProcessError),
                                            (130, InterruptedError), (143, InterruptedError), (-2, InterruptedError)])
 def test_a_stopped_run_is_no_failed_one(status, error, monkeypatch, tmp_path):
-    """Only after a failure does a comparison go on with the next variant: Ctrl-C ends it."""
+    """A comparison goes on after a run that failed, but ends after a run that Ctrl-C or SIGTERM has stopped."""
     monkeypatch.setattr(runs.subprocess, "Popen", lambda *_: SimpleNamespace(wait=lambda: status))
     with pytest.raises(error):
         train_run(tmp_path / "run", max_iters=5)
@@ -152,7 +152,7 @@ def test_a_stopped_run_is_no_failed_one(status, error, monkeypatch, tmp_path):
 
 
 def test_the_others_go_on_without_a_variant_that_fails(compare, in_process):
-    """A run that diverges does not end the comparison: the table says that it failed, and so does the status."""
+    """The comparison goes on after a run that diverges; its table and its exit status report the failure."""
     variants = '--variants={"bad": {"learning_rate": 1e9, "grad_clip": 0.0}, "good": {}}'
     for _ in range(2):
         status, out, rows = compare(variants, "--amount=900")
@@ -164,7 +164,7 @@ def test_the_others_go_on_without_a_variant_that_fails(compare, in_process):
 
 
 def test_home_is_expanded_in_paths(compare, tmp_path, monkeypatch):
-    """~ in base and out_dir is the home folder."""
+    """The ~ in base, out_dir and data_dir stands for the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     arguments = "--base=~/base.py", "--out_dir=~/home", "--data_dir=~/data", '--variants={"a": {}}', "--amount=100"
@@ -173,7 +173,7 @@ def test_home_is_expanded_in_paths(compare, tmp_path, monkeypatch):
 
 
 def test_equal_flops_are_equal_within_a_step(compare, in_process):
-    """The cheaper model gets more tokens."""
+    """Each run ends within one step of the budget, so that the cheaper model gets more tokens."""
     variants = '--variants={"a": {}, "b": {"n_embd": 12}}'
     status, out, rows = compare(variants, "--budget=flops", "--amount=2e7")
     assert status == 0, out
@@ -184,8 +184,8 @@ def test_equal_flops_are_equal_within_a_step(compare, in_process):
 
 
 def test_losses_are_drawn_over_a_setting(compare, in_process):
-    """x_3 and x_7 are points of one line x, at the values of the setting, which gets a column; each point is
-    the mean over the seeds, with their range; all variants are trained on the dataset that is named."""
+    """The setting of --over gets a column, and x_3 and x_7 become points of one line x, each with the losses of
+    all seeds. --dataset overrides the dataset of a variant."""
     variants = ('--variants={"x_3": {"block_size": 3, "dataset": "no"}, "x_7": {"block_size": 7}, '
                 '"llama": {"model_type": "llama"}}')
     status, out, rows = compare(variants, "--amount=200", "--n_seeds=2", "--over=block_size",
@@ -200,8 +200,8 @@ def test_losses_are_drawn_over_a_setting(compare, in_process):
 
 
 def test_other_objectives_are_compared(compare, in_process):
-    """Twice the blocks count, no text is written, and accuracies are of the right tokens: a window of one
-    token is what an autoencoder finds, but does not say which one is next."""
+    """Both sets of blocks are counted, only the causal model writes a sample, and each accuracy has the right
+    targets: from a window of one token, an autoencoder finds this token, but nothing tells the next one for sure."""
     shape = '"block_size": 1, "batch_size": 33, "eval_interval": 2000'
     variants = (f'--variants={{"a": {{{shape}, "objective": "autoencode", "norm": "layernorm"}}, '
                 f'"b": {{{shape}, "objective": "bidirectional"}}, "c": {{{shape}}}}}')
@@ -217,7 +217,7 @@ def test_other_objectives_are_compared(compare, in_process):
 
 @pytest.mark.parametrize("what", ["parameters", "flops"])
 def test_the_solved_width_is_the_nearest(what):
-    """No other multiple of the heads comes nearer to the target; a model is as large as itself."""
+    """No other multiple of the heads comes nearer to the target; the size of a model gives its own width."""
     mixer = {field.name: field.default for field in fields(ModelConfig)} | SHAPE | {"objective": "causal"}
     target = size_of(mixer, 31, what)
     assert solve_n_embd(mixer, 31, what, target) == 24
@@ -228,7 +228,7 @@ def test_the_solved_width_is_the_nearest(what):
 
 
 def test_bad_comparisons_are_refused(compare):
-    """One line, status 2, before anything is trained."""
+    """Each bad comparison ends with one line and status 2 before anything is trained."""
     for message, argument in [
         ("budget must be one of", "--budget=watts"), ("match must be", "--match=size"),
         ("must name at least", "--variants={}"), ("a dict of settings", '--variants={"a": 1}'),

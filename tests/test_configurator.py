@@ -1,4 +1,4 @@
-"""configurator.py: a setting is what was written, or an error of one line; no file is ever executed."""
+"""Every setting of configurator.py has the value that was written, or an error of one line; nothing is executed."""
 import ast
 import os
 import re
@@ -18,7 +18,7 @@ Trains a thing.
 import sys
 
 outside = "before the block"
-# defaults: of the test
+# defaults: for the test
 steps = 100                       # [-9, inf) number of steps
 lr = 1e-3                         # (0, inf) learning rate
 name = "python"                   # name of the data
@@ -29,7 +29,7 @@ models: list[str] = []            # names
 threads: int | str = "auto"       # number, or auto
 share: float | str = "auto"       # [0, 1] of the whole, or auto
 kind = "fine"                     # fine | coarse: how it is ground
-batch = 4 * 8                     # windows a step
+batch = 4 * 8                     # windows per step
 # end of defaults
 
 steps = sys.exit("the script was executed")
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Config:
-    # defaults: of the model
+    # defaults: for the model
     n_layer: int = 8              # number of layers
     dropout: float = 0.0          # share of activations
     # end of defaults
@@ -52,7 +52,7 @@ class Config:
 
 @pytest.fixture
 def sources(tmp_path):
-    """Paths of a script and of a model with defaults."""
+    """Return the paths of a script and of a model with defaults."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
     return str(tmp_path / "script.py"), str(tmp_path / "model.py")
@@ -60,7 +60,7 @@ def sources(tmp_path):
 
 @pytest.fixture
 def config_file(tmp_path):
-    """Writes a config file and returns its path."""
+    """Return a function that writes a config file and returns its path."""
     def config_file(text, name="config.py"):
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         return str(tmp_path / name)
@@ -69,7 +69,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def refused(sources, capsys, monkeypatch):
-    """Runs a script with arguments that must end it with status 2 and one line; returns the line."""
+    """Return a function that runs a script, checks that it ends with status 2 and one line, and returns the line."""
     def refused(*argv):
         monkeypatch.setattr(sys, "argv", ["script.py", *argv])
         with pytest.raises(SystemExit) as exit_info:
@@ -85,7 +85,7 @@ def refused(sources, capsys, monkeypatch):
 # defaults
 
 def test_defaults_are_read_and_not_executed(sources):
-    """The block of the script and the indented one of a dataclass count, and nothing outside of them."""
+    """configure reads the block in the script and the indented one in the dataclass, and nothing outside them."""
     assert configure([], *sources) == {
         "steps": 100, "lr": 1e-3, "name": "python", "fast": True, "sizes": [64, 128],
         "rates": [0.1, 1.0], "models": [], "threads": "auto",
@@ -93,15 +93,15 @@ def test_defaults_are_read_and_not_executed(sources):
 
 
 def test_settings_carry_types_and_comments(sources):
-    """What --help and the check of types go by."""
+    """Each setting keeps its value, the types that it accepts, and its comment."""
     settings = read_settings(sources[0]) | read_settings(sources[1])
     assert settings["threads"] == ("auto", ["int", "str"], "number, or auto")
-    assert settings["batch"] == (32, ["int"], "windows a step")
+    assert settings["batch"] == (32, ["int"], "windows per step")
     assert settings["dropout"] == (0.0, ["float"], "share of activations")
 
 
 def test_help_lists_every_key(sources, capsys, monkeypatch):
-    """--help prints the script's docstring and, for each key, its default and comment, and runs nothing."""
+    """--help prints the script's docstring and the default and comment of each key, and runs nothing."""
     monkeypatch.setattr(sys, "argv", ["script.py", "--steps=5", "--help"])
     run_script(lambda args: pytest.fail("it ran"), *sources)
     out = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_help_lists_every_key(sources, capsys, monkeypatch):
 
 
 def test_calls_do_not_share_state(sources):
-    """Settings of one call are not the defaults of the next."""
+    """The settings of one call do not become the defaults of the next."""
     configure(["--steps=5", "--sizes=[1]"], *sources)
     assert configure([], *sources)["steps"] == 100 and configure([], *sources)["sizes"] == [64, 128]
 
@@ -136,7 +136,7 @@ def test_calls_do_not_share_state(sources):
     ("--share=auto", "auto"),
 ])
 def test_argument_becomes_a_value_of_its_type(argument, value, sources):
-    """Numbers, arithmetic, true and false in both spellings, unquoted text; an int is fine for a float."""
+    """An argument can be a number, arithmetic, true or True, or text without quotes; an int serves as a float."""
     key = argument.removeprefix("--").partition("=")[0]
     assert repr(configure([argument], *sources)[key]) == repr(value)  # 1 is not 1.0, and [1] not [1.0]
 
@@ -150,7 +150,7 @@ def test_argument_becomes_a_value_of_its_type(argument, value, sources):
     ("--threads=1.5", "int or str"), ("--share=[1]", "float or str"),
 ])
 def test_value_of_another_type_is_refused(argument, takes, refused):
-    """The line names the key and the types that it takes."""
+    """The error names the key and the types that it takes."""
     message = refused(argument)
     assert argument.partition("=")[0] in message and f"takes {takes}" in message
 
@@ -162,7 +162,7 @@ def test_value_of_another_type_is_refused(argument, takes, refused):
     ("-v", "--key=value"),
 ])
 def test_typo_is_refused(argument, near, refused):
-    """A key that does not exist names the nearest that does; a flag without a value says how to write it."""
+    """The error for an unknown key suggests the nearest known key; for a flag without a value it shows --key=value."""
     assert near in refused(argument)
 
 
@@ -172,7 +172,7 @@ def test_typo_is_refused(argument, near, refused):
     ("--share=many", "in [0, 1]"), ("--kind=rough", "one of fine | coarse"), ("--kind=", "one of fine | coarse"),
 ])
 def test_value_out_of_range_is_refused(argument, accepted, refused):
-    """The line names the interval or the choices; huge integers are never in range."""
+    """The error names the interval or the choices; a huge integer is too large for every interval."""
     assert "--steps is too large" in refused("--steps=" + "9" * 30)
     message = refused(argument)
     assert argument.partition("=")[0] in message and f"must be {accepted}" in message
@@ -183,7 +183,7 @@ SCRIPTS = "train.py", "sample.py", "invert.py", "retrieve.py", "compare.py", "pr
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_has_an_interval(script):
-    """A new key cannot forget its range check: an interval stands in front of its comment."""
+    """The comment of every numeric setting begins with an interval, so that no new key lacks its range check."""
     settings = read_settings(os.path.join(HERE, script))
     numbers = [key for key, setting in settings.items() for kind in setting.types if "int" in kind or "float" in kind]
     missing = [key for key in numbers if not INTERVAL.match(settings[key].comment)]
@@ -203,7 +203,7 @@ def test_every_number_has_an_interval(script):
     (KeyboardInterrupt(), 130, "error: interrupted"),
 ])
 def test_an_error_becomes_one_line_and_a_status(error, status, line, sources, capsys, monkeypatch):
-    """2 for bad input, 1 for a failure while running; other errors are faults of the code and keep their traceback."""
+    """Bad input gives status 2, a failure while running gives status 1, and a bug keeps its traceback."""
     def main(args):
         raise error
     monkeypatch.setattr(sys, "argv", ["script.py"])
@@ -220,14 +220,14 @@ def run_python(code, **options):
 
 
 def test_a_character_that_the_console_cannot_show_does_not_end_a_run():
-    """It is replaced."""
+    """The console shows a question mark in its place."""
     code = "import configurator; configurator.run_script(lambda args: print('zwölf 🎲'), 'sample.py')"
     done = run_python(code, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and done.stdout.split() == [b"zw?lf", b"?"], done.stderr
 
 
 def test_a_closed_pipe_ends_quietly():
-    """As `python sample.py | head -1` leaves it: no traceback."""
+    """A script prints no traceback when its reader closes the pipe, as in `python sample.py | head -1`."""
     code = "import configurator; configurator.run_script(lambda args: print('text ' * 10**6), 'sample.py')"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
@@ -241,7 +241,7 @@ def test_a_closed_pipe_ends_quietly():
 # config files
 
 def test_later_wins(sources, config_file):
-    """Files and arguments are taken from left to right."""
+    """Config files and arguments are applied from left to right."""
     one = config_file("steps = 1\nlr = 0.1\nname = 'one'\n", "1.py")
     two = config_file("steps = 2\nname = 'two'\n", "2.py")
     config = configure([one, two, "--name=three"], *sources)
@@ -252,7 +252,7 @@ def test_later_wins(sources, config_file):
 
 
 def test_config_file_holds_what_a_script_does(sources, config_file):
-    """Docstring, comments, blank lines, arithmetic, lists over several lines, annotations, CRLF."""
+    """A config file may hold a docstring, comments, arithmetic, lists over several lines, annotations and CRLF."""
     path = config_file('"""What it is for: 5 minutes."""\r\n# a comment\r\n'
                        "\r\nsteps = 2 * (3 + 4)  # fourteen\r\n"
                        "lr = 3 * 1e-4\r\nfast = false\r\nsizes = [\r\n  32 * 2,  # first\r\n  8,\r\n]\r\n"
@@ -277,7 +277,7 @@ def test_config_file_holds_what_a_script_does(sources, config_file):
     "sizes = " + "[" * 50 + "]" * 50 + " * 2",
 ])
 def test_config_file_that_is_no_data_is_refused(line, refused, config_file):
-    """Code, names, unbounded arithmetic and broken syntax: one line with the path and the line's number."""
+    """Code, names, unbounded arithmetic and broken syntax end with an error that names the file and the line."""
     message = refused(config_file(f"# one\nlr = 0.1\n{line}\n"))
     assert re.match(r"error: .*config\.py, line 3:", message), message
 
@@ -285,12 +285,12 @@ def test_config_file_that_is_no_data_is_refused(line, refused, config_file):
 @pytest.mark.parametrize("value", [
     "(", "(" * 5000 + "1" + ")" * 5000, "-" * 50_000 + "1", "1 + " * 20_000 + "1"])
 def test_hostile_expression_is_refused(value, refused, config_file):
-    """What exhausts Python's parser ends in one line as well."""
+    """An expression that exhausts Python's parser ends with an error of one line, too."""
     assert "config.py" in refused(config_file(f"steps = {value}\n"))
 
 
 def test_config_file_with_a_typo_is_refused(refused, config_file):
-    """An unknown key and a value of another type in a file are errors as well, and name the file."""
+    """The error for an unknown key or a value of the wrong type in a config file names the file."""
     message = refused(config_file("stepz = 5\n"))
     assert "config.py" in message and "stepz" in message and "did you mean steps?" in message
     message = refused(config_file("lr = 'high'\n"))
@@ -302,19 +302,19 @@ def test_config_file_with_a_typo_is_refused(refused, config_file):
     (b"steps = 5\x00", "key = value"), (bytes(range(128)), "line"), (b"# " + b"x" * 200_000, "longer than"),
 ])
 def test_config_file_that_is_no_text_is_refused(content, part, refused, config_file):
-    """A checkpoint, a binary or a huge file in the place of a config file: one line."""
+    """A checkpoint, a binary file or a huge file given as a config file ends with an error of one line."""
     message = refused(config_file(content))
     assert "config.py" in message and part in message
 
 
 def test_missing_config_file_is_refused(refused, tmp_path):
-    """The line names the path; so it does for a folder."""
+    """The error names the path of a missing file, or of a folder given as a file."""
     assert "nowhere.py" in refused(str(tmp_path / "nowhere.py"))
     assert str(tmp_path) in refused(str(tmp_path))
 
 
 def test_empty_config_file_changes_nothing(sources, config_file):
-    """Nothing in it, nothing from it."""
+    """An empty config file leaves every default as it is."""
     assert configure([config_file("")], *sources) == configure([], *sources)
 
 
@@ -322,19 +322,19 @@ def test_empty_config_file_changes_nothing(sources, config_file):
 # the small functions
 
 def test_evaluate_agrees_with_python():
-    """Arithmetic with precedence, brackets and signs is Python's own."""
+    """evaluate treats precedence, brackets and signs as Python does."""
     for text in ("1 + 2 * 3", "(1 + 2) * 3", "-2 - -3", "7 // 2 / 2", "2e-3 * 2", "[1, [-2]]", "{1: 1 / 4}"):
         assert evaluate(ast.parse(text, mode="eval").body) == eval(text)
 
 
 def test_text_that_cannot_be_calculated_stays_text(sources):
-    """For keys that take text and numbers, what is no number is text."""
+    """A key that takes numbers and text takes everything that is not a number as text."""
     for text in "1/0", "auto", "(" * 5000:
         assert configure([f"--threads={text}"], *sources)["threads"] == text
 
 
 def test_fail_is_one_line_with_its_status(capsys):
-    """fail prints on stderr only and sets the exit status."""
+    """fail prints one line, on stderr only, and sets the exit status."""
     for status in (1, 2):
         with pytest.raises(SystemExit) as exit_info:
             fail("it broke", status)

@@ -1,6 +1,6 @@
-"""Random input: configurator, prepare, models and sampling either work or end with one line.
+"""On random input, the configurator, prepare.py, the models and sampling work, or raise an error of one line.
 
-A few examples each; `python -m pytest -m slow` tries as many as thousands.
+Each test tries a few examples; `python -m pytest -m slow` tries up to 10,000.
 """
 import contextlib
 import io
@@ -25,7 +25,7 @@ DEFAULTS = {key: setting for name in SOURCES for key, setting in read_settings(f
 
 
 def examples(few, many, *strategies):
-    """A decorator: the test of values of these strategies, `few` times and, marked slow, `many` times."""
+    """Decorate a test so that it tries `few` values of the strategies and, where slow tests run, `many`."""
     def decorate(test):
         @pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.slow)])
         def run_test(n):
@@ -38,7 +38,7 @@ def examples(few, many, *strategies):
 
 
 def one_line_or(result):
-    """What result() returns, or None if it raised an error that run_script turns into one line."""
+    """Return result(), or None if it raises an error that run_script turns into one line."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return result()
@@ -62,7 +62,7 @@ LINES = st.builds("{} = {}".format, KEYS, VALUES) | st.text(max_size=30)
 
 @examples(100, 10_000, st.lists(ARGUMENTS, max_size=4), st.lists(LINES, max_size=3) | st.binary(max_size=60))
 def test_any_arguments_are_settings_or_one_line(arguments, content):
-    """Each value has one of the types that its key takes, or the program ends with one line."""
+    """Every value has one of the types that its key takes, or configure raises an error of one line."""
     assume(not {"--help", "-h"} & set(arguments))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.py")
@@ -82,14 +82,14 @@ CORNERS = ["<|endoftext|>", "<|endoftext|>" * 3, "\r\n \r", "\U0001f600" * 50, "
 
 
 def visible(text):
-    """Characters that prepare.py keeps: all but white space around documents, and a byte order mark."""
+    """List the characters that prepare.py never drops, unlike white space and a byte order mark."""
     return [c for c in text if not c.isspace() and c != "\ufeff"]
 
 
 @examples(5, 100, st.lists(st.text() | st.sampled_from(CORNERS), max_size=5), st.binary(max_size=200),
           st.sampled_from(["byte", "bpe"]), st.booleans())
 def test_any_text_is_prepared_or_one_line(texts, garbage, tokenizer, binary):
-    """What is prepared decodes to the text that was given, all of it, in documents; the rest is one line."""
+    """The prepared documents decode to the whole text, or prepare raises an error of one line and leaves nothing."""
     content = garbage if binary else "<|endoftext|>".join(texts).encode(errors="replace")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "a.txt").write_bytes(content)
@@ -110,7 +110,7 @@ def test_any_text_is_prepared_or_one_line(texts, garbage, tokenizer, binary):
 
 @pytest.mark.slow
 def test_a_line_of_ten_megabytes_is_prepared():
-    """No line break in 10 MB: prepared, and decoded to the same."""
+    """A text of 10 MB without a line break is prepared, and no byte of it is lost."""
     text = "".join(f"{i} " for i in range(1_500_000))[:10_000_000]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "a.txt").write_text(text, encoding="utf-8")
@@ -124,7 +124,7 @@ def test_a_line_of_ten_megabytes_is_prepared():
 
 @st.composite
 def configs(draw):
-    """A ModelConfig; what does not go together is left out."""
+    """Draw a ModelConfig that makes a model."""
     choice = {key: draw(st.sampled_from([*choices, "auto"])) for key, choices in CHOICES.items()
               if key != "model_type"}
     sizes = {key: draw(st.integers(1, 4)) for key in ("n_layer", "n_head", "mixer_heads", "kernel_size",
@@ -145,7 +145,7 @@ def configs(draw):
 
 @examples(25, 500, configs(), st.integers(0, 2 ** 31))
 def test_any_model_learns_generates_and_sees_no_future(config, seed):
-    """Loss and gradients are finite, cached and uncached sampling agree, and no logit sees a later token."""
+    """The loss and gradients are finite, cached and uncached sampling agree, and no logit sees a later token."""
     torch.manual_seed(seed)
     model, T, V = LanguageModel(config), config.block_size, config.vocab_size
     idx = torch.randint(V, (2, T))
@@ -167,7 +167,7 @@ def test_any_model_learns_generates_and_sees_no_future(config, seed):
           st.sampled_from([0, 0.01, 1.0, 50.0]), st.none() | st.integers(1, 99),
           st.none() | st.floats(0.01, 1), st.none() | st.integers(0, 30))
 def test_any_prompts_are_continued_or_refused(prompts, n, temperature, top_k, top_p, stop_token):
-    """Each row has n new tokens or ends with the stop token; an empty or long prompt is an error."""
+    """Each row has n new tokens or ends with the stop token; an empty or too long prompt is refused."""
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(block_size=7, n_layer=1, n_embd=8, vocab_size=31)).eval()
     with torch.no_grad():
@@ -182,7 +182,7 @@ def test_any_prompts_are_continued_or_refused(prompts, n, temperature, top_k, to
 
 
 def test_every_field_of_a_model_is_tried():
-    """A new key of ModelConfig has to be added to configs()."""
+    """configs() draws every field of ModelConfig but two; a new field must be added to it."""
     tried = {*CHOICES, "n_layer", "n_head", "mixer_heads", "kernel_size", "parallel", "expanded", "toeplitz",
              "tie", "residual", "block_size", "n_embd", "vocab_size", "embd_std"}
     assert {f.name for f in fields(ModelConfig)} == tried | {"dropout", "causal"}

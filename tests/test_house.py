@@ -1,4 +1,4 @@
-"""The repository as a reader meets it: model.py alone, imports without effects, a new architecture in one place."""
+"""model.py works alone, imports have no side effects, and a new architecture needs one class and one entry."""
 import os
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ class GatedRecurrence(nn.Module):
         return self.c_proj(torch.stack(states, dim=1))                                    # (B, T, C)
 
     def flops(self, T):
-        return 0  # no matmul besides that of its Linear
+        return 0  # its only matmul is the Linear, which the model counts
 
 
 ARCHITECTURES["recurrent"] = dict(steps=[[GatedRecurrence]], position="none", norm="layernorm", mlp="gelu", bias=True,
@@ -39,7 +39,7 @@ ARCHITECTURES["recurrent"] = dict(steps=[[GatedRecurrence]], position="none", no
 
 
 def python(folder, *arguments):
-    """Run Python with arguments in a folder; returns its output. Its failure is the test's."""
+    """Run Python with arguments in a folder and return its output; the test fails if Python does."""
     done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, encoding="utf-8",
                           env=os.environ | {"PYTHONPATH": str(folder)})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +47,7 @@ def python(folder, *arguments):
 
 
 def test_model_py_alone_trains_and_generates(tmp_path):
-    """Copied into an empty folder it needs PyTorch and the standard library only."""
+    """In an empty folder, model.py needs only PyTorch and the standard library."""
     shutil.copy(f"{HERE}/model.py", tmp_path)
     out = python(tmp_path, "-c", """
 import sys, torch
@@ -73,7 +73,7 @@ SCRIPTS = "train", "sample", "invert", "retrieve", "compare", "prepare", "bench"
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_a_script_changes_nothing(name, tmp_path):
-    """No output, no file, no signal handler, no backend of matplotlib, no default of torch; not even with arguments."""
+    """An import prints and writes nothing, reads no arguments, and leaves torch and the signal handlers alone."""
     code = f"""
 import os, signal, sys
 import torch
@@ -95,7 +95,7 @@ assert state() == before and "matplotlib.pyplot" not in sys.modules
 
 
 def test_a_new_architecture_is_one_class_and_one_entry(tmp_path, tiny_data):
-    """A recurrence appended to model.py, and nothing else: it trains, samples by cache, is compared and inverted."""
+    """A recurrence that is appended to model.py trains, samples by cache, is compared and inverted."""
     for name in os.listdir(HERE):
         if name.endswith(".py"):
             shutil.copy(f"{HERE}/{name}", tmp_path)

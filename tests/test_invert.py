@@ -1,4 +1,4 @@
-"""Inversion: descent against known answers, the metric by hand, exact recovery, and the script's results."""
+"""Descent finds known answers, the metrics equal those by hand, and invert.py writes what it has found."""
 import csv
 import json
 import os
@@ -52,7 +52,7 @@ IDX = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [9, 9, 0, 28, 3, 17, 11], [5, 3, 5, 2
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_gd_on_a_linear_model_takes_the_steps_of_the_formula(metric):
-    """x <- x - size * gradient, gradient sign(x A - h) A^T or its L2 twin, size from lr down to lr/10."""
+    """The steps are x - size * gradient, with the gradient sign(x A - h) A^T or its L2 twin, sizes lr to lr/10."""
     model, lrs, steps = Linear(), [0.03, 0.5], 4
     start = random_start(2, T, C, seed=1)
     found = invert(model, IDX[:2], start, "gd", lrs, steps, metric)
@@ -66,7 +66,7 @@ def test_gd_on_a_linear_model_takes_the_steps_of_the_formula(metric):
 
 
 def test_adam_is_torchs_adam_in_units_of_the_embedding():
-    """The steps of torch.optim.Adam with the same falling rate, from a start of the embedding's scale."""
+    """The steps are those of torch.optim.Adam with the same falling rate and a start of the embedding's scale."""
     model = build(embd_std=0.02).requires_grad_(False)
     std, start, steps = model.wte.weight.std().item(), random_start(1, T, C, seed=2), 6
     x = nn.Parameter(std * start)
@@ -81,7 +81,7 @@ def test_adam_is_torchs_adam_in_units_of_the_embedding():
 
 
 def test_the_step_falls_to_a_tenth():
-    """On a slope of 1, x falls by size * (1 + 0.55 + 0.1) in three steps, by size in a single one."""
+    """On a slope of 1, x falls by size * (1 + 0.55 + 0.1) in three steps, and by size in a single step."""
     for adam in False, True:
         for steps, factor in (3, 1.65), (1, 1.0):
             x, size = torch.zeros(2, 1, 1), torch.tensor([1.0, 4.0])
@@ -91,7 +91,7 @@ def test_the_step_falls_to_a_tenth():
 
 @pytest.mark.parametrize("method, lr", [("gd", 0.2), ("adam", 0.2)])
 def test_blocks_that_do_nothing_are_inverted_exactly(method, lr):
-    """Without blocks the hidden states are the embeddings: every token comes back, by either decoding."""
+    """Without blocks, the hidden states are the embeddings, and descent recovers every token and its embedding."""
     model = build()
     model.blocks = nn.ModuleList()
     x = invert(model, IDX[:2], random_start(2, T, C, seed=3), method, [lr], 100)[0]
@@ -105,7 +105,7 @@ def test_blocks_that_do_nothing_are_inverted_exactly(method, lr):
 @pytest.mark.parametrize("method", ["gd", "adam"])
 @pytest.mark.parametrize("model_type", ["mixer", "llama"])
 def test_a_row_does_not_depend_on_the_batch(method, model_type):
-    """Prompts and step sizes together, in parts of 4 rows, or one at a time: the same inputs."""
+    """Descent finds the same inputs for all prompts and step sizes together, in parts of 4 rows, and one by one."""
     model, lrs = build(model_type=model_type), [0.01, 0.1, 1.0]
     start = random_start(B, T, C, seed=4)
     settings = dict(method=method, steps=5, last_n=2)
@@ -122,7 +122,7 @@ def test_a_row_does_not_depend_on_the_batch(method, model_type):
 
 
 def test_only_matched_positions_and_what_they_see_are_moved():
-    """The last 2 tokens are matched: of a causal model, pads get no gradient; of no blocks, nothing else."""
+    """Descent moves no pads in a causal model, and only the 2 matched positions in a model without blocks."""
     model, start = build(), random_start(B, T, C, seed=5)
     x = invert(model, IDX, start, steps=3, last_n=2)[0]
     assert torch.equal(x[2, 4:], start[2, 4:]) and not torch.equal(x[2, :4], start[2, :4])
@@ -132,7 +132,7 @@ def test_only_matched_positions_and_what_they_see_are_moved():
 
 
 def test_hidden_states_after_a_layer_and_after_the_norm():
-    """After 1 block, after all, and after the final norm; a mixer has none, and is given one."""
+    """States can be read after 1 block, after all, and after the final norm; a mixer gets a norm for this."""
     for model_type in "mixer", "llama":
         model, x = build(model_type=model_type), random_start(B, T, C, seed=6)
         torch.testing.assert_close(hidden_states(model, x, 1), model.blocks[0](x))
@@ -147,7 +147,7 @@ def test_hidden_states_after_a_layer_and_after_the_norm():
 # metrics
 
 def test_distances_by_hand():
-    """Per position, summed over the mask."""
+    """Distances are computed per position and summed over the mask."""
     a = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [9.0, 9.0]]])
     b = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 2.0]]])
     mask = torch.tensor([[True, True, False]])
@@ -157,7 +157,7 @@ def test_distances_by_hand():
 
 
 def test_hamming_leaves_pads_out():
-    """Top 1, top 2, and positions that are not counted, by hand."""
+    """Top 1 and top 2 equal those by hand, and are nan where no position is counted."""
     idx = torch.tensor([[4, 5, 6, -1], [7, 8, -1, -1]])
     found = torch.tensor([[[4, 0], [0, 5], [1, 2], [9, 9]], [[7, 1], [8, 1], [-1, -1], [3, 3]]])
     real = idx >= 0
@@ -167,14 +167,14 @@ def test_hamming_leaves_pads_out():
 
 
 def test_matched_positions_count_from_the_last_token():
-    """The last n tokens before the pads; self and non-self tokens are all tokens."""
+    """The matched positions are the last n tokens before the pads, or all tokens for n = 0."""
     assert matched_positions(IDX).sum(dim=1).tolist() == [7, 7, 4]
     last = matched_positions(IDX, 2)
     assert last[0].nonzero().flatten().tolist() == [5, 6] and last[2].nonzero().flatten().tolist() == [2, 3]
 
 
 def test_decoding_gives_back_embeddings():
-    """C = V: the pseudo-inverse is the inverse, and the token's own logit is 1, the others 0."""
+    """With C = V, the pseudo-inverse is the inverse, so that each embedding decodes to its own token."""
     wte = torch.randn(C, C, generator=torch.Generator().manual_seed(0))
     top5, nearest = decode(wte[[3, 0, 7]], wte, torch.linalg.pinv(wte))
     assert top5.shape == (3, 5) and top5[:, 0].tolist() == [3, 0, 7] and nearest.tolist() == [[3], [0], [7]]
@@ -188,14 +188,14 @@ class Letters:
 
 
 def test_marks_stand_at_wrong_tokens():
-    """[brackets] around them, on one line; in colour right ones are green and wrong ones red."""
+    """Wrong tokens stand in [brackets] on one line; in colour, right tokens are green and wrong ones red."""
     assert mark(list(b"ab\nd"), list(b"axyd"), Letters()) == r"'a[b][\n]d'"
     in_colour = mark(list(b"a\033"), list(b"ax"), Letters(), colour=True)
     assert in_colour == "'\033[32ma\033[0m\033[31m\\x1b\033[0m'"  # the text itself cannot change the colour
 
 
 def test_only_a_terminal_gets_colours(monkeypatch, capsys):
-    """Files and pipes get brackets; pads are in neither text."""
+    """A terminal gets colours, files and pipes get brackets, and neither text shows pads."""
     found, idx = torch.tensor([list(b"axz")]), torch.tensor([[*b"ab", -1]])
     for terminal, line in (False, "  found 'a[x]'"), (True, "  found '\033[32ma\033[0m\033[31mx\033[0m'"):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
@@ -209,7 +209,7 @@ def test_only_a_terminal_gets_colours(monkeypatch, capsys):
 @pytest.mark.parametrize("layer", [1, None, "norm"])
 @pytest.mark.parametrize("model_type", ["mixer", "gpt", "llama", "hybrid"])
 def test_exact_recovers_every_token(model_type, layer):
-    """From a short descent, and without any, when the order of the candidates says nothing."""
+    """Every token is found after a short descent, and also without any, when the candidates have no useful order."""
     model = build(model_type=model_type, block_size=T)
     for steps, batch_size in (10, 4), (0, 8):
         found, tried = recover_exactly(model, IDX[1], layer, batch_size=batch_size, steps=steps)
@@ -218,7 +218,7 @@ def test_exact_recovers_every_token(model_type, layer):
 
 
 def test_descent_puts_the_right_candidate_in_front():
-    """Fewer candidates than by chance, which is half the vocabulary."""
+    """After a descent, fewer than a fifth as many candidates are tried as without."""
     model = build(model_type="llama", vocab_size=997)
     tried = [sum(recover_exactly(model, IDX[1], steps=steps)[1]) for steps in (30, 0)]
     assert tried[0] < 0.2 * tried[1]
@@ -228,7 +228,7 @@ def test_descent_puts_the_right_candidate_in_front():
 # the script
 
 def prepare_text(run, dataset, text, tokenizer):
-    """A dataset of one text in data/, which a link of the fixture `run` shares between tests."""
+    """Prepare a dataset of one text in a copy of data/, which is a link that the tests share."""
     if os.path.islink("data"):
         target = os.readlink("data")
         os.remove("data")
@@ -245,7 +245,7 @@ FRESH = ("--dataset=tiny", "--block_size=11", "--n_layer=2", "--n_embd=20", "--n
 
 
 def results(folder):
-    """(rows of invert.csv, content of invert.json)"""
+    """Return the rows of invert.csv and the content of invert.json."""
     with open(f"{folder}/invert.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
     with open(f"{folder}/invert.json", encoding="utf-8") as f:
@@ -253,10 +253,10 @@ def results(folder):
 
 
 def test_a_checkpoint_is_inverted_by_layer_and_window(run):
-    """A row for each method, step size, layer and T; figure, table and text; several runs in one table."""
+    """Each run, method, step size, layer and T gets a row; the figures, the table and the texts are there, too."""
     run("train.py")
     run("train.py", "--out_dir=out2", "--model_type=llama")
-    open("out.csv", "w", encoding="utf-8").close()  # a table beside runs is no run
+    open("out.csv", "w", encoding="utf-8").close()  # a file that the pattern matches is no run
     arguments = "--compare=out*", "--out_dir=both", "--layers=each,norm", "--windows=3,11", *FAST
     status, out, err = run("invert.py", *arguments, "--methods=gd,adam,exact")
     assert status == 0, err
@@ -278,7 +278,7 @@ def test_a_checkpoint_is_inverted_by_layer_and_window(run):
 
 
 def test_recovery_is_correlated_with_the_loss(tmp_path, capsys, monkeypatch):
-    """The best step size and the last loss count; where all shares are equal there is no number."""
+    """The best step size and the last loss count; where all shares are equal, there is no correlation."""
     rows, drawn = [], []
     for name, loss, gd in ("a", 3.0, (0.9, 0.5)), ("b", 2.0, (0.2, 0.6)), ("c", 1.0, (0.3, 0.1)):
         (tmp_path / name).mkdir()
@@ -297,7 +297,7 @@ def test_recovery_is_correlated_with_the_loss(tmp_path, capsys, monkeypatch):
 
 
 def test_the_table_sums_up_seeds():
-    """Mean and standard deviation of top 1 over the prompts of all seeds, and the mean of the rest."""
+    """The table gives the mean and standard deviation of top 1 over the prompts of all seeds, else the mean."""
     head = dict(model="m", trained="no", embedding_std=1.0, method="gd", lr=0.2, metric="l1", matched="all", layer=2,
                 T=7, hamming_top5=0.1, distance=3, shifted_distance=2, seconds=1)
     rows = [head | dict(seed=1, hamming_nearest=0.25, top1_by_prompt=[0.0, 0.5]),
@@ -308,7 +308,7 @@ def test_the_table_sums_up_seeds():
 
 
 def test_the_yardstick_is_the_authors_absolute_shift(run):
-    """shifted_distance is that of e + 0.05 N(0, 1), whatever the scale of the embedding e."""
+    """shifted_distance is the distance after adding 0.05 N(0, 1) to the embedding e, whatever its scale."""
     for std in 1.0, 0.02:
         args = *FRESH, "--models=mixer", "--methods=gd", "--lrs=0.1", "--windows=7", f"--embd_stds={std}", "--seed=3"
         run("invert.py", *args, f"--out_dir=std{std}")
@@ -326,19 +326,19 @@ def test_the_yardstick_is_the_authors_absolute_shift(run):
 
 
 def test_the_last_positions_are_scored_apart(run):
-    """matched=last2: the 2 self tokens in one row, the non-self tokens before them in another."""
+    """With last_n=2, one row scores the 2 self tokens and another the non-self tokens before them."""
     run("invert.py", *FRESH, "--models=mixer", "--out_dir=last", "--last_n=2", "--methods=gd", "--lrs=0.1")
     rows, _ = results("last")
     assert [row["matched"] for row in rows] == ["last2:self", "last2:non-self"]
     assert {(row["trained"], row["model"]) for row in rows} == {("no", "mixer init=torch")}
-    assert float(rows[0]["hamming_top1"]) * 4 % 1 == 0  # of 2 prompts with 2 tokens each
+    assert float(rows[0]["hamming_top1"]) * 4 % 1 == 0  # 2 prompts have 2 tokens each
     status, _, err = run("invert.py", *FRESH, "--models=mixer", "--out_dir=last", "--last_n=11", "--methods=adam")
     assert status == 0, err
     assert [row["matched"] for row in results("last")[0]] == ["last11:self"]  # no token stands before them
 
 
 def test_a_text_is_cut_into_padded_prompts(run):
-    """16 tokens in windows of 11: the second prompt has 5 tokens and pads, which no score counts."""
+    """From 16 tokens in windows of 11, the second prompt gets 5 tokens and pads, which no score counts."""
     with open("prompt.txt", "w", encoding="utf-8") as f:
         f.write("x" * 16)
     fresh = *FRESH, "--models=llama", "--out_dir=text", "--methods=exact", "--show=2"
@@ -350,7 +350,7 @@ def test_a_text_is_cut_into_padded_prompts(run):
 
 
 def test_seeds_and_variants_are_rows_and_a_second_run_resumes(run, refused):
-    """What is there is kept to the digit, a new seed is added; with other settings nothing is mixed."""
+    """A second run keeps all rows to the digit and adds those of a new seed, but refuses other settings."""
     arguments = (*FRESH, "--models=mixer,gpt", "--embd_stds=1.0,0.02", "--inits=torch,normal",
                  "--out_dir=table", "--resume=true", "--methods=adam")
     run("invert.py", *arguments)
@@ -366,7 +366,7 @@ def test_seeds_and_variants_are_rows_and_a_second_run_resumes(run, refused):
 
 
 def test_fresh_models_are_trained_and_the_run_is_used_again(run, monkeypatch):
-    """train.py gets the model's settings; a stopped run goes on, and a finished one is not repeated."""
+    """train.py gets the model's settings, goes on with a stopped run, and does not repeat a finished one."""
     run("train.py")
     commands = []
 
@@ -407,7 +407,7 @@ def test_rows_of_a_model_that_has_changed_are_not_kept(run):
 
 
 def test_rows_of_a_text_that_has_changed_are_not_kept(run):
-    """The prompt is read from a file, which is another one the next time."""
+    """--resume computes the rows anew when the file of the prompt has changed, and keeps them when it has not."""
     fresh = *FRESH, "--models=mixer", "--out_dir=text", "--methods=adam", "--resume=true", "--start=FILE:prompt.txt"
     distances_found = []
     for text in "one two three", "four", "four":
@@ -424,7 +424,7 @@ def test_rows_of_a_text_that_has_changed_are_not_kept(run):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The settings of the runs that train.py was started for; it runs in this process, without compilation."""
+    """Run train.py in this process, without compilation; return the settings of its runs."""
     settings = []
 
     def train(command):
@@ -439,7 +439,7 @@ def trained(monkeypatch):
 
 
 def test_a_run_of_other_settings_is_trained_anew(run, trained):
-    """Whatever differs: the model, or a setting of train.py that invert.py never names."""
+    """A run is trained anew when its model differs, or a setting of train.py that invert.py never names."""
     arguments = *FRESH, "--models=mixer", "--train_tokens=99", "--out_dir=table", "--methods=adam"
     run("invert.py", *arguments)
     first, _ = results("table")
@@ -470,7 +470,7 @@ def test_a_run_is_inverted_on_other_data_of_its_tokenizer(run, refused):
 
 
 def test_a_dataset_prepared_anew_has_changed_and_is_not_damaged(run, refused):
-    """It is said, and the run is inverted on the new text; a damaged file is still refused."""
+    """A line says that the dataset has changed, and the new text is inverted; a damaged file is still refused."""
     prepare_text(run, "changing", "Ten and ten is twenty, says the clerk. " * 90, "byte")
     run("train.py", "--dataset=changing")
     prepare_text(run, "changing", "Bread is baked from flour, water and salt. " * 120, "byte")
@@ -483,7 +483,7 @@ def test_a_dataset_prepared_anew_has_changed_and_is_not_damaged(run, refused):
 
 
 def test_a_fresh_model_is_trained_anew_when_its_dataset_has_changed(run, trained):
-    """Otherwise the new text would be put to a model of another text, or even of another tokenizer."""
+    """A fresh model is trained anew when its dataset has changed, even to another tokenizer."""
     arguments = *FRESH, "--dataset=changing", "--models=mixer", "--train_tokens=99", "--out_dir=t", "--methods=adam"
     for tokenizer, count in ("byte", 1), ("bpe", 2), ("bpe", 2):
         prepare_text(run, "changing", "Ten and ten is twenty, says the clerk. " * 90, tokenizer)
@@ -493,7 +493,7 @@ def test_a_fresh_model_is_trained_anew_when_its_dataset_has_changed(run, trained
 
 
 def test_the_home_folder_is_found_in_compare(run, monkeypatch, tmp_path):
-    """~ in front of a pattern and of the file of a prompt."""
+    """The ~ before a pattern, out_dir and the file of a prompt stands for the home folder."""
     run("train.py", "--out_dir=home/a")
     (tmp_path / "home" / "prompt.txt").write_text("12 times 3", encoding="utf-8")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -504,7 +504,7 @@ def test_the_home_folder_is_found_in_compare(run, monkeypatch, tmp_path):
 
 
 def test_a_folder_is_taken_by_its_name_and_once(run):
-    """A name with brackets is no pattern where it is a folder, and a run that two patterns match is one."""
+    """The name of a folder is no pattern, even with brackets, and a run that is named twice is inverted once."""
     run("train.py", "--out_dir=out[1]")
     status, _, err = run("invert.py", "--compare=out[1],./out[1]", "--out_dir=both", "--methods=adam", *FAST)
     rows, _ = results("both")
@@ -512,7 +512,7 @@ def test_a_folder_is_taken_by_its_name_and_once(run):
 
 
 def test_bad_invert_input_is_refused(run, refused):
-    """Each is one line that says what is wrong, status 2."""
+    """Bad input ends with status 2 and one line that says what is wrong."""
     run("train.py")
     with open("empty.txt", "w", encoding="utf-8"):
         pass

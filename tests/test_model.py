@@ -1,5 +1,4 @@
-"""The models: causality, masks, and each layer against an independent reference. Shapes: T != C != B,
-primes."""
+"""The models are causal, and every layer equals an independent reference. T, C and B differ in all tests."""
 import math
 
 import pytest
@@ -38,7 +37,7 @@ every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIAN
 
 
 def build(seed=0, **options):
-    """A small model whose every weight is random, so that nothing passes because a weight is zero."""
+    """Build a small model whose every weight is random, so that no test passes because a weight is zero."""
     torch.manual_seed(seed)
     sizes = dict(block_size=13, n_layer=2, n_embd=20, n_head=5, vocab_size=V)
     model = LanguageModel(ModelConfig(**sizes | options))
@@ -54,7 +53,7 @@ def random_tokens(rows=B, length=T):
 
 @every_variant
 def test_a_changed_token_leaves_earlier_logits_bit_identical(options):
-    """The past does not see the future: not even in the last bit."""
+    """A change of token t changes the logits from t on, and not one bit of the logits before it."""
     model, idx = build(**options), random_tokens()
     logits, _ = model(idx)
     for t in range(T):
@@ -67,7 +66,7 @@ def test_a_changed_token_leaves_earlier_logits_bit_identical(options):
 
 @every_variant
 def test_gradient_reaches_exactly_the_inputs_up_to_t(options):
-    """d logits[t] / d input[s] is exactly 0 for s > t, and not 0 for s <= t."""
+    """The gradient of logits[t] with respect to input[s] is exactly 0 for s > t, and not 0 for s <= t."""
     model = build(**options)
     x = model.embed(random_tokens()).detach().requires_grad_()
     for t in (0, 4, T - 1):
@@ -78,7 +77,7 @@ def test_gradient_reaches_exactly_the_inputs_up_to_t(options):
 
 
 def test_a_mixer_without_mask_sees_all_tokens():
-    """causal=False: the first logits depend on the last token, in a mixer and in attention."""
+    """With causal=False, the first hidden state depends on every token, in a mixer and in a Llama."""
     for model_type in "mixer", "llama":
         model = build(model_type=model_type, causal=False)
         x = model.embed(random_tokens()).detach().requires_grad_()
@@ -88,8 +87,7 @@ def test_a_mixer_without_mask_sees_all_tokens():
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
 def test_masked_convolution_equals_naive_loops(kernel_size):
-    """Conv(x)[t, c] = b[t] + sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2], zero
-    outside."""
+    """Conv(x)[t, c] is b[t] plus the sum over s <= t and taps j of W[j, t, s] x[s, c + j - (k-1)//2], 0 outside."""
     conv = MaskedConv(build(kernel_size=kernel_size).config, 7)
     torch.nn.init.normal_(conv.weight)  # the masked half too: it must not count
     torch.nn.init.normal_(conv.bias)
@@ -107,7 +105,7 @@ def test_masked_convolution_equals_naive_loops(kernel_size):
 
 
 def test_masked_convolution_equals_conv1d_with_a_triangular_weight():
-    """At T = block_size it is torch's own Conv1d over tokens."""
+    """At T = block_size, MaskedConv equals torch's own conv1d over tokens."""
     conv = MaskedConv(build(kernel_size=3).config, 7)
     torch.nn.init.normal_(conv.weight)
     torch.nn.init.normal_(conv.bias)
@@ -118,8 +116,7 @@ def test_masked_convolution_equals_conv1d_with_a_triangular_weight():
 
 @every_variant
 def test_masked_weights_have_no_gradient_and_stay_zero(options):
-    """Nothing above the diagonal: not at the start, not in the gradient, not after training steps with
-    decay."""
+    """Above the diagonal, the gradient is zero, and so are the weights after training steps with weight decay."""
     model = build(**options)
     convs = [m for m in model.modules() if isinstance(m, MaskedConv) and not m.toeplitz]
     optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95))
@@ -135,7 +132,7 @@ def test_masked_weights_have_no_gradient_and_stay_zero(options):
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
-    """Both products agree, values and gradients, and the matrix is w[t - s] below the diagonal, 0 above."""
+    """The matrix is w[t - s] below the diagonal and 0 above, and all products agree in values and gradients."""
     conv = MaskedConv(build(toeplitz=True, kernel_size=kernel_size).config, 7)
     torch.nn.init.normal_(conv.weight)
     torch.nn.init.zeros_(conv.bias)
@@ -157,7 +154,7 @@ def test_toeplitz_by_fft_equals_toeplitz_by_matrix(kernel_size, monkeypatch):
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fast_functions_change_nothing(options, dtype, monkeypatch):
-    """Logits, loss and gradients of every variant are those of the plain functions, also in bfloat16."""
+    """Fast and plain functions give the same logits, loss and gradients, in float32 and in bfloat16."""
     monkeypatch.setattr(fast, "BLOCK_ROWS", 3)
     monkeypatch.setattr(fast, "BLOCKS_FROM", 1)
     monkeypatch.setattr(fast, "FFT_FROM", 1)
@@ -185,13 +182,13 @@ def test_a_short_window_uses_the_top_left_corner(options):
 
 @every_variant
 def test_a_window_longer_than_block_size_is_an_error(options):
-    """A clear sentence, with both numbers."""
+    """The error names both the number of tokens and the block_size."""
     with pytest.raises(ValueError, match="14 tokens do not fit into block_size 13"):
         build(**options)(random_tokens(2, 14))
 
 
 def test_attention_equals_torch_multi_head_attention():
-    """Same weights, same result as nn.MultiheadAttention with a causal mask."""
+    """With the same weights, Attention equals nn.MultiheadAttention with a causal mask."""
     ours = build(model_type="gpt").blocks[0].mix[0][0]
     theirs = torch.nn.MultiheadAttention(20, 5, batch_first=True)
     theirs.load_state_dict({"in_proj_weight": ours.c_attn.weight, "in_proj_bias": ours.c_attn.bias,
@@ -202,7 +199,7 @@ def test_attention_equals_torch_multi_head_attention():
 
 
 def test_rotary_positions_are_relative_and_keep_lengths():
-    """q(m) . k(n) depends on m - n alone, and rotation by complex numbers gives the same."""
+    """The product q(m) . k(n) depends on m - n alone, and rotation by complex numbers gives the same."""
     rotary, q, k = Rotary(50, 14), torch.randn(14), torch.randn(14)
     at = lambda x, position: rotary(x[None], position)[0]  # noqa: E731
     products = torch.stack([at(q, m + 7) @ at(k, m) for m in range(40)])
@@ -214,8 +211,7 @@ def test_rotary_positions_are_relative_and_keep_lengths():
 
 
 def test_hybrids_combine_the_two_mixers_as_the_paper_says():
-    """Sequential: attention, then convolution, each a residual step; parallel: both read the same normed
-    x."""
+    """A hybrid has a residual step of attention, then one of convolution; a parallel hybrid has one step of both."""
     x = torch.randn(B, T, 20)
     block = build(model_type="hybrid").blocks[0]
     y = x + block.mix[0][0](block.mix_norm[0](x))
@@ -229,7 +225,7 @@ def test_hybrids_combine_the_two_mixers_as_the_paper_says():
 
 
 def test_llama_mlp_and_norms_equal_their_formulas():
-    """SwiGLU with a hidden width of 4C, RMSNorm without bias, no biases anywhere."""
+    """A Llama has SwiGLU with a hidden width of 4C, RMSNorm, and no biases anywhere."""
     model = build(model_type="llama")
     block, x = model.blocks[0], torch.randn(B, T, 20)
     mlp = block.mlp
@@ -243,7 +239,7 @@ def test_llama_mlp_and_norms_equal_their_formulas():
 
 
 def test_initialisation_is_the_one_that_the_config_names():
-    """Standard deviations of what is drawn, at a size where they can be told apart."""
+    """Embedding, convolution and MLP have the standard deviations of the named initialisation."""
     big = dict(block_size=64, n_embd=128, n_head=4, n_layer=1, vocab_size=4096)
     model = LanguageModel(ModelConfig(**big))
     assert model.wte.weight.std().item() == pytest.approx(1.0, rel=0.02)
@@ -259,7 +255,7 @@ def test_initialisation_is_the_one_that_the_config_names():
 
 @every_variant
 def test_loss_is_the_cross_entropy_of_the_logits(options):
-    """In nats a token, -1 not counted, and the same when the logits are not returned."""
+    """The loss is in nats per token, ignores targets of -1, and is the same when no logits are returned."""
     model, idx = build(**options), random_tokens()
     targets = random_tokens().roll(1, 0)
     targets[0, 3:] = -1
@@ -274,7 +270,7 @@ def test_loss_is_the_cross_entropy_of_the_logits(options):
 
 @every_variant
 def test_every_variant_overfits_one_batch(options):
-    """Every parameter is wired in, and a few steps bring the loss of one batch far down."""
+    """Every parameter has a gradient, and 100 steps bring the loss of one batch far down."""
     model, idx = build(**options).train(), random_tokens()
     optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.95))
     for _ in range(100):
@@ -289,7 +285,7 @@ def test_every_variant_overfits_one_batch(options):
 
 @every_variant
 def test_flops_equal_those_that_torch_counts(options):
-    """By matmul shapes, against torch's own counter, at T != C."""
+    """estimate_flops equals the count of torch's own FlopCounterMode, at T != C."""
     model = build(**options)
     # the counter does not know fused attention
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -298,7 +294,7 @@ def test_flops_equal_those_that_torch_counts(options):
 
 
 def test_fast_functions_do_not_change_the_flops(monkeypatch):
-    """They are dense T x T by convention, whichever kernel runs."""
+    """By convention, FLOPs count dense T x T matrices, whichever kernel runs."""
     monkeypatch.setattr(fast, "BLOCKS_FROM", 1)
     flops = [build(**options).estimate_flops() for options in VARIANTS.values()]
     fast.use_fast_functions()
@@ -306,7 +302,7 @@ def test_fast_functions_do_not_change_the_flops(monkeypatch):
 
 
 def test_a_mixing_module_without_flops_is_an_error():
-    """Not a silent 0."""
+    """A mixing module without flops(T) raises an error, rather than count as 0."""
     model = build()
     model.blocks[0].mix[0][0] = torch.nn.Linear(20, 20)
     with pytest.raises(ValueError, match=r"Linear has no method flops\(T\)"):
@@ -315,7 +311,7 @@ def test_a_mixing_module_without_flops_is_an_error():
 
 @every_variant
 def test_mixing_matrices_mix(options):
-    """Per layer (heads, T, T), lower triangular; with them alone the first layer's mixing can be computed again."""
+    """Each layer's matrices (heads, T, T) are lower triangular, and those of the first reproduce its mixing."""
     model, idx = build(**options), random_tokens(1)
     matrices = model.mixing(idx)
     assert len(matrices) == 2 and all(layer.shape[1:] == (T, T) for layer in matrices)
@@ -334,7 +330,7 @@ def test_mixing_matrices_mix(options):
 
 
 def test_wrong_shapes_are_refused_with_a_sentence():
-    """Token ids without a batch, layers that are not there, a full cache, a prompt that is a flat list."""
+    """Token ids without a batch, missing layers, a full cache and a flat list as a prompt raise a ValueError."""
     model = build()
     with pytest.raises(ValueError, match=r"shape \(B, T\)"):
         model(torch.tensor([1, 2, 3]))
@@ -349,7 +345,7 @@ def test_wrong_shapes_are_refused_with_a_sentence():
 
 
 def test_loss_can_be_differentiated_twice_or_says_that_it_cannot():
-    """Plainly, second derivatives are those of the formula; the fast loss refuses instead of giving zeros."""
+    """The plain loss has the right second derivatives; the fast loss refuses instead of giving zeros."""
     model, idx = build(), random_tokens()
     x = model.run_blocks(model.embed(idx)).detach().requires_grad_()
 
@@ -374,7 +370,7 @@ def test_loss_can_be_differentiated_twice_or_says_that_it_cannot():
 
 
 def test_weight_decay_is_for_matrices_only():
-    """Biases and norms are not decayed; every parameter is in exactly one group."""
+    """Only matrices are decayed, not biases and norms, and every parameter is in exactly one group."""
     model = build()
     decayed, plain = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95)).param_groups
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
@@ -395,15 +391,14 @@ def test_weight_decay_is_for_matrices_only():
     (dict(toeplitz=True, causal=False), "toeplitz"),
 ])
 def test_a_config_that_makes_no_model_is_refused(options, message):
-    """ValueError that names the key."""
+    """The ValueError names the key."""
     with pytest.raises(ValueError, match=message):
         build(**options)
 
 
 @pytest.mark.parametrize("options", [VARIANTS["mixer"], VARIANTS["hybrid"], VARIANTS["everything"]])
 def test_compiled_graph_is_whole(options):
-    """torch.compile sees one graph without breaks, and one compilation serves further batches of the same
-    shape."""
+    """torch.compile sees one graph without breaks, and compiles it once for all batches of one shape."""
     torch._dynamo.reset()
     model, idx = build(**options).train(), random_tokens()
     counter = CompileCounter()

@@ -1,4 +1,4 @@
-"""Autoencoder and bidirectional model: one vector is all that passes, and the answer is never seen."""
+"""An autoencoder decodes from one vector, and a bidirectional model never sees the token that it predicts."""
 import pytest
 import torch
 
@@ -21,7 +21,7 @@ def tokens(n=T):
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_the_decoder_knows_one_vector(model_type):
-    """Of the encoder's states only the last has a gradient from the logits, at every position."""
+    """The logits at every position depend on the last of the encoder's states and on no other state."""
     model = build(Autoencoder, model_type=model_type)
     states = model.run_blocks(model.embed(tokens())).detach().requires_grad_()
     model.run_blocks = lambda x: states
@@ -32,7 +32,7 @@ def test_the_decoder_knows_one_vector(model_type):
 
 
 def test_rotary_attention_cannot_decode_one_vector():
-    """Of identical inputs a llama makes the same at each position, with learned positions it does not."""
+    """From identical inputs, a Llama makes the same logits at every position, unless its positions are learned."""
     for options, same in (dict(), True), (dict(position="learned"), False):
         logits, _ = build(Autoencoder, model_type="llama", **options)(tokens())
         assert torch.allclose(logits, logits[:, :1].expand_as(logits), atol=1e-4) == same
@@ -41,7 +41,7 @@ def test_rotary_attention_cannot_decode_one_vector():
 
 
 def test_an_autoencoder_learns_its_input():
-    """The loss is the cross-entropy of idx, and one batch can be overfitted."""
+    """The loss is the cross-entropy with the input as its own target, and the model can overfit one batch."""
     model, idx = build(Autoencoder, n_embd=48), tokens()
     logits, loss = model(idx, idx.roll(1))
     torch.testing.assert_close(loss, torch.nn.CrossEntropyLoss()(logits.transpose(1, 2), idx))
@@ -56,7 +56,7 @@ def test_an_autoencoder_learns_its_input():
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_the_answer_is_never_seen(model_type):
-    """The gradient of the logits at t is exactly 0 at t + 1, and not at any other token."""
+    """The gradient of the logits at t is exactly 0 at token t + 1, and not 0 at any other token."""
     model = build(Bidirectional, model_type=model_type)
     x = model.embed(tokens()).detach().requires_grad_()
     logits, _ = model.head(model.hidden(x))
@@ -68,7 +68,7 @@ def test_the_answer_is_never_seen(model_type):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_short_texts_have_no_future(n):
-    """One or two tokens: the reverse stream adds nothing."""
+    """The reverse stream adds nothing to a text of one or two tokens."""
     model, idx = build(Bidirectional), tokens(n)
     logits, loss = model(idx, idx)
     forward_only, _ = model.head(model.run_blocks(model.embed(idx)))
@@ -78,9 +78,9 @@ def test_short_texts_have_no_future(n):
 
 @pytest.mark.parametrize("kind", [Autoencoder, Bidirectional])
 def test_all_weights_learn_and_are_counted(kind):
-    """Every parameter has a gradient; FLOPs are those of both sets of blocks."""
+    """Every parameter has a gradient, and the FLOPs count both sets of blocks."""
     model, idx = build(kind), tokens(11)
     model(idx, idx.roll(-1, 1))[1].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
-    blocks = 2 * 2 * (2 * 8 * C * C + 2 * 11 * C)  # two sets of two blocks: MLP, and the (T, T) matrix
+    blocks = 2 * 2 * (2 * 8 * C * C + 2 * 11 * C)  # each of 2 * 2 blocks has an MLP and a matrix
     assert model.estimate_flops(11) == blocks + 2 * C * V

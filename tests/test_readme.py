@@ -1,4 +1,4 @@
-"""The README and results/ tell the truth about the code: functions, commands, files."""
+"""The functions, commands and files that the README and results/ name exist."""
 import os
 import re
 import shlex
@@ -19,7 +19,7 @@ README = read("README.md")
 
 
 def test_functions_of_the_paper_exist():
-    """Each row `name` | file of the table from the paper to the code names what that file defines."""
+    """Each row of the table from the paper to the code names functions or classes that its file defines."""
     rows = re.findall(r"^\|.*\| (`.+`) \| ([\w/]+\.py) \|$", README, re.M)
     assert len(rows) > 9
     for names, path in rows:
@@ -28,7 +28,7 @@ def test_functions_of_the_paper_exist():
 
 
 def test_readme_is_short():
-    """At most 2,000 words."""
+    """The README has at most 2,000 words."""
     assert len(README.split()) <= 2000
 
 
@@ -36,7 +36,7 @@ RESULTS = {name: read(f"results/{name}") for name in os.listdir(os.path.join(HER
 
 
 def test_every_csv_is_explained_and_has_a_command():
-    """One of the files in results/ links it, and its first line is the command that made it."""
+    """A page in results/ links every CSV, and every CSV begins with a comment, which gives its command."""
     text = "".join(RESULTS.values())
     for folder, _, names in os.walk(os.path.join(HERE, "results")):
         for name in names:
@@ -48,7 +48,7 @@ def test_every_csv_is_explained_and_has_a_command():
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_files_that_results_link_exist(name):
-    """CSVs, figures and sections, relative to results/."""
+    """Every file that a page in results/ links exists."""
     links = [link for link in re.findall(r"\]\(([^)#]+)", RESULTS[name]) if not link.startswith("http")]
     assert len(links) > 2 or name == "faults.md"
     assert not [link for link in links if not os.path.exists(os.path.join(HERE, "results", link))]
@@ -60,15 +60,15 @@ COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|in
 
 @pytest.mark.parametrize("script, arguments", COMMANDS)
 def test_commands_have_settings_that_exist(script, arguments, monkeypatch):
-    """Every key and config file of the README's commands is accepted."""
+    """configure accepts every key and config file in the commands of the README."""
     monkeypatch.chdir(HERE)
     models = ["model.py"] if script in ("train", "invert", "retrieve") else []
     configure(shlex.split(arguments, comments=True), f"{script}.py", *models)
 
 
 def test_files_that_are_linked_exist():
-    """Images, scripts and folders."""
-    text = re.sub("`[^`]*`", "", README)  # without code
+    """Every image, script and folder that the README links exists."""
+    text = re.sub("`[^`]*`", "", README)  # code holds no links
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
     assert len(links) > 9
     assert not [link for link in links if not os.path.exists(os.path.join(HERE, link))]
@@ -76,7 +76,7 @@ def test_files_that_are_linked_exist():
 
 @pytest.mark.parametrize("name", sorted(os.listdir(os.path.join(HERE, "config"))))
 def test_configs_are_valid(name):
-    """Each file in config/ for training sets keys that exist, and makes a model."""
+    """Every file in config/ sets keys that its script has, and an out_dir inside out/."""
     script = name.partition("_")[0] if name.startswith(("invert", "retrieve", "compare")) else "train"
     models = [] if script == "compare" else ["model.py"]
     config = configure([f"{HERE}/config/{name}"], f"{script}.py", *models)
