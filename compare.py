@@ -14,6 +14,7 @@ finished run; a run whose settings have changed is moved aside and trained anew.
 import json
 import os
 import re
+from bisect import bisect_left
 from statistics import fmean
 
 from configurator import configure, run_script, share_the_cpu
@@ -40,7 +41,7 @@ only: list[str] = []              # names of the variants to run now; the other 
 rerun = False                     # train anew even where a finished run has the same settings
 budget = "tokens"                 # tokens | seconds | flops: what is equal, counted in training alone
 amount = 1e6                      # (0, inf) how much of it each run may use
-match = ""                        # parameters or flops (per token): solve n_embd for as many as the first one has
+match = "none"                    # none | parameters | flops: solve n_embd so that each has as many as the first
 over = ""                         # a setting or column: draw final losses over it; x_32 and x_64 share a line, x
 n_seeds = 1                       # [1, inf) runs of each variant
 seed = 1337                       # [0, inf) seed of the first run; each further run takes one more
@@ -73,19 +74,12 @@ def solve_n_embd(settings, vocab_size, what, target):
     It is a multiple of twice the heads, because rotary positions need heads of an even width.
     """
     step = 2 * settings["n_head"] * settings["mixer_heads"]
+    widths = range(step, 2 ** 16, step)
 
     def size(n):
-        return size_of(settings | {"n_embd": n * step}, vocab_size, what)
-    low, high = 1, 2
-    while size(high) < target:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return step * min(low, high, key=lambda n: abs(size(n) - target))
+        return size_of(settings | {"n_embd": n}, vocab_size, what)
+    i = bisect_left(widths, target, key=size)  # the first width that is large enough
+    return min(widths[max(0, i - 1):i + 1], key=lambda n: abs(size(n) - target))
 
 
 def plan_variant(args, name, target):
@@ -128,7 +122,7 @@ def plan_runs(args):
             settings, size = plan_variant(args, name, target)
         except ValueError as e:
             raise ValueError(f"variants: {name}: {e}") from None
-        if args.match:
+        if args.match != "none":
             target = target or size
             print(f"{name}: n_embd {settings['n_embd']}, {size / target:.3f} times the {args.match} of the first")
         runs += [(name, settings | {"seed": s}) for s in range(args.seed, args.seed + args.n_seeds)]
@@ -160,13 +154,6 @@ def read_run(folder, name, args, device):
            "token_accuracy": token_accuracy(model, data, used["objective"], device)}
     row |= {key: last[key] for key in ("tokens", "seconds", "train_loss", "val_loss", "val_bpb")}
     return row | {key: used[key] for key in ("seed", "n_embd", "learning_rate", args.over) if key in used}
-
-
-def different_run(folder, settings):
-    """How the run in `folder` differs from one with these settings, as a text; "" if it does not, or there is none."""
-    if not os.path.exists(os.path.join(folder, "ckpt.pt")):
-        return ""
-    return different_setting(load_checkpoint(folder), settings, with_budgets=True)
 
 
 def write_sample(folder, args, device):
@@ -229,8 +216,6 @@ def report(args, rows, failed, device):
 
 def main(args):
     """Train what is not trained yet, and report. Raises ChildProcessError at the end if runs have failed."""
-    if args.match not in ("", "parameters", "flops"):
-        raise ValueError(f"match must be parameters or flops; got {args.match!r}")
     if not args.variants or not set(args.only) <= set(args.variants):
         raise ValueError(f"variants must name at least one, and all of only; got {list(args.variants)}")
     known = configure([args.base], "train.py", "model.py")
@@ -247,7 +232,9 @@ def main(args):
     for name, settings in runs:
         run = f"{name}_{settings['seed']}"
         folder = os.path.join(args.out_dir, run)
-        different = different_run(folder, settings)
+        different = ""
+        if os.path.exists(os.path.join(folder, "ckpt.pt")):
+            different = different_setting(load_checkpoint(folder), settings, with_budgets=True)
         if args.only and name not in args.only:
             if different:
                 print(f"warning: {folder} was trained with {different}; it stays, since --only does not name it")

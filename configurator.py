@@ -12,7 +12,6 @@ as `5e-4`, `32 * 1024`, `"text"` or `[8, 9]`. The comment of a default begins wi
 import ast
 import contextlib
 import difflib
-import math
 import operator
 import os
 import re
@@ -153,8 +152,6 @@ def accepts(comment, value):
         return True
     opening, low, high, closing = interval.groups()
     low, high = float(low), float(high)
-    if isinstance(value, int) and abs(value) >= 2 ** 63 or math.isnan(value):
-        return False
     return (low <= value if opening == "[" else low < value) and (value <= high if closing == "]" else value < high)
 
 
@@ -173,6 +170,9 @@ def changes(argv, settings):
 
 def convert_setting(where, setting, value):
     """The value of a setting, converted to its type and checked against its range. Raises ValueError."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, int) and abs(number) >= 2 ** 63 for number in numbers):
+        raise ValueError(f"{where} is too large: {value!r:.60}")
     for kind in setting.types:
         with contextlib.suppress(TypeError):
             value = convert(value, kind)
@@ -180,8 +180,6 @@ def convert_setting(where, setting, value):
     else:
         raise ValueError(f"{where} takes {' or '.join(setting.types)}, not {value!r:.60}")
     if not accepts(setting.comment, value):
-        if isinstance(value, int) and abs(value) >= 2 ** 63:
-            raise ValueError(f"{where} is too large: {value!r:.60}")
         choices = CHOICES.match(setting.comment)
         accepted = f"one of {choices[1]}" if choices else f"in {INTERVAL.match(setting.comment)[0]}"
         raise ValueError(f"{where} must be {accepted}; got {value!r:.60}")
