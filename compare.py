@@ -27,7 +27,7 @@ import torch
 from lib.data import load_meta, load_tokens, stream_text, validation_windows
 from lib.device import setup
 from lib.objectives import build_model
-from lib.plots import plot_curves, plot_over
+from lib.plots import grouped, plot_curves, plot_over
 from lib.runs import (build_config, different_setting, load_checkpoint, load_model, lock_folder, make_folder,
                       model_checksum, move_run_aside, read_log, read_rows, replacing, train_run, write_rows)
 from train import get_batch
@@ -59,11 +59,8 @@ HEADINGS = ("rank,model,parameters,MFLOP per token,tokens,seconds,tokens/s,peak 
 
 
 def size_of(settings, vocab_size, what):
-    """Count the parameters, or the forward FLOPs per token, of the model that train.py would build.
-
-    Its weights take no memory. Raises ValueError for settings that allow no model.
-    """
-    with torch.device("meta"):
+    """Count the parameters, or the forward FLOPs per token, of the model of these settings. May raise ValueError."""
+    with torch.device("meta"):  # the weights take no memory
         model = build_model(settings["objective"], build_config(settings, vocab_size))
     return sum(p.numel() for p in model.parameters()) if what == "parameters" else model.estimate_flops()
 
@@ -170,18 +167,15 @@ def write_sample(folder, args, device):
 def format_table(rows, failed=()):
     """A table in Markdown: a line per variant with means over its seeds, ranked by validation loss and with the
     loss's range; then a line per run that failed."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    ranked = sorted(groups.items(), key=lambda item: fmean(row["val_loss"] for row in item[1]))
+    ranked = sorted(grouped(rows, "name").values(), key=lambda group: fmean(row["val_loss"] for row in group))
     lines = [HEADINGS]
-    for rank, (name, group) in enumerate(ranked, 1):
+    for rank, group in enumerate(ranked, 1):
         mean = {key: fmean(row[key] or 0 for row in group) for key in COLUMNS[2:]}
         losses = [row["val_loss"] for row in group]
         cells = ("{parameters:,.0f}|{mflop:.2f}|{tokens:,.0f}|{seconds:.0f}|{tok_per_sec:,.0f}|{peak_memory_mb:.0f}|"
                  "{val_loss:.3f}|{low:.3f} to {high:.3f}|{val_bpb:.3f}|{token_accuracy:.3f}")
         cells = cells.format(**mean, mflop=mean["flops_per_token"] / 1e6, low=min(losses), high=max(losses))
-        lines.append([str(rank), name, *cells.split("|")])
+        lines.append([str(rank), group[0]["name"], *cells.split("|")])
     lines += [["failed", run, *[""] * len(HEADINGS[2:])] for run in failed]
     widths = [max(len(cell) for cell in column) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])

@@ -92,10 +92,7 @@ def read_setting(node, block):
 
 
 def read_settings(path):
-    """{key: Setting} of a config file, or of the defaults in a script.
-
-    Raises ValueError, naming file and line, where a line is not `key = value`.
-    """
+    """{key: Setting} of a config file, or of the defaults in a script. Raises ValueError, naming file and line."""
     lines = read_text(path).split("\n")
     marks = [i for i, line in enumerate(lines) if re.match(" *# (end of )?defaults", line)]
     first, last = marks or (0, len(lines))

@@ -38,7 +38,7 @@ from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt
 from lib.device import autocast, setup
 from lib.inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
                            recover_exactly)
-from lib.plots import best_shares, plot_efficiency, plot_inversion, rank_correlation
+from lib.plots import best_shares, grouped, plot_efficiency, plot_inversion, rank_correlation
 from lib.runs import build_config, load_checkpoint, load_model, make_folder, read_log, replacing, train_run, write_rows
 from model import LanguageModel, ModelConfig
 
@@ -244,14 +244,6 @@ def mark(tokens, truth, tokenizer, colour=False):
         piece = tokenizer.decode_single_token_bytes(token).decode(errors="replace")
         text += (right if token == true else wrong).format(repr(piece)[1:-1])
     return f"'{text}'"
-
-
-def grouped(rows, *keys):
-    """Group the rows by the values of the keys, as texts: {(value, ...): [row, ...]}."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
-    return groups
 
 
 def format_table(rows):

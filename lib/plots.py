@@ -123,8 +123,7 @@ def finish(ax, title="", legend="axes"):
 
 def show_the_end(ax):
     """Start the y axis at the loss after a fifth of training, as what comes before hides the differences."""
-    lines = [[y for y in line.get_ydata() if math.isfinite(y)] for line in ax.lines]
-    lines = [losses for losses in lines if losses]
+    lines = [line.get_ydata() for line in ax.lines if len(line.get_ydata())]
     if lines:
         ax.set_ylim(min(map(min, lines)) - 0.1, max(losses[len(losses) // 5] for losses in lines) + 0.1)
 
@@ -209,6 +208,14 @@ def plot_accuracies(rows, sizes, path, title="How often does the right passage c
     save_figure(path, draw)
 
 
+def grouped(rows, *keys):
+    """Group the rows by the values of the keys, as texts: {(value, ...): [row, ...]}."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
+    return groups
+
+
 def best_shares(rows, column):
     """{value of the column: share of tokens recovered at the best step size, mean over the seeds}."""
     missed = {}
@@ -258,7 +265,7 @@ def plot_efficiency(rows, losses, path, title="Do models that keep their input l
     """Draw the validation loss over the share of tokens recovered, a panel per kind of inversion (paper,
     section 4). rows: those of invert.py; losses: {run: validation loss}."""
     def draw(axes):
-        for ax, (kind, runs) in zip(axes.flat, kinds.items()):
+        for ax, ((_, _, layer, T), runs) in zip(axes.flat, kinds.items()):
             shares = best_shares(runs, "model")
             examples = {describe(run)[0]: run for run in shares}  # seeds of a model have one label
             for look, label in zip(styles(examples.values()).values(), examples):
@@ -268,12 +275,11 @@ def plot_efficiency(rows, losses, path, title="Do models that keep their input l
             ax.set(xlabel="tokens recovered", ylabel=LOSS)
             ax.xaxis.set_major_formatter("{x:.0%}")
             text = "" if r is None else f": rank correlation {round(r, 2) or 0:.2f}"  # not "-0.00"
+            kind = f"{kind_of(runs[0])}, block {layer}, T {T}"
             finish(ax, kind + text, legend="figure" if ax is axes[0, 0] else "")
         for ax in axes.flat[len(kinds):]:
             ax.remove()
         axes[0, 0].figure.suptitle(title)
-    kinds = {}
-    for row in rows:
-        kinds.setdefault(f"{kind_of(row)}, block {row['layer']}, T {row['T']}", []).append(row)
+    kinds = grouped(rows, "method", "matched", "layer", "T")
     n_rows = math.ceil(len(kinds) / 2)
     save_figure(path, draw, (12, 4 * n_rows + 0.5), nrows=n_rows, ncols=min(2, len(kinds)), squeeze=False)
