@@ -140,16 +140,19 @@ def convert(value, kind):
 
 def accepts(comment, value):
     """Whether a value lies in the interval, or is one of the choices, that a comment begins with."""
+    choices, interval = CHOICES.match(comment), INTERVAL.match(comment)
     if isinstance(value, list):
         return all(accepts(comment, item) for item in value)
-    if isinstance(value, str):
-        choices = CHOICES.match(comment)
-        return value in choices[1].split(" | ") if choices else value == "auto" or not INTERVAL.match(comment)
-    if isinstance(value, (bool, dict)) or not (interval := INTERVAL.match(comment)):
+    if choices:
+        return value in choices[1].split(" | ")
+    if isinstance(value, (bool, dict)) or not interval:
         return True
+    if isinstance(value, str):
+        return value == "auto"
     opening, low, high, closing = interval.groups()
-    low, high = float(low), float(high)
-    return (low <= value if opening == "[" else low < value) and (value <= high if closing == "]" else value < high)
+    is_above = float(low) <= value if opening == "[" else float(low) < value
+    is_below = value <= float(high) if closing == "]" else value < float(high)
+    return is_above and is_below
 
 
 def changes(argv, settings):
