@@ -96,7 +96,8 @@ def measure_length(T, ways, folder):
     rows = []
     for (way, group), values in rates.items():
         share = median(values) / median(rates[way, "alone"])
-        rows.append([T, way, group, f"{median(values):.0f}", f"{min(values):.0f}", f"{max(values):.0f}", f"{share:.3f}"])
+        speeds = [f"{value:.0f}" for value in (median(values), min(values), max(values))]
+        rows.append([T, way, group, *speeds, f"{share:.3f}"])
         print(*rows[-1], sep=", ", flush=True)
     return rows
 
