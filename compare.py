@@ -9,7 +9,8 @@ Compare architectures: train several models under one budget, and show what each
 A compare file names a config of train.py, `base`, and `variants`: {name: {key: value, ...}, ...}. Each variant and
 seed is a run of train.py in a folder inside out_dir. The same command continues where it stopped and repeats no
 finished run; a run whose settings have changed is moved aside and trained anew. Into out_dir it writes compare.csv
-(a row per run), compare.md (a table with a row per variant, and samples), compare.png and, with `over`, over.png.
+(a row per run), curves.csv (a row per evaluation), compare.md (a table with a row per variant, and samples),
+compare.png and, with `over`, over.png.
 """
 import json
 import os
@@ -54,6 +55,7 @@ fast = True                       # faster equals of four functions of model.py 
 
 COLUMNS = ("name,seed,n_embd,parameters,flops_per_token,learning_rate,tokens,seconds,tok_per_sec,train_flops,"
            "peak_memory_mb,train_loss,val_loss,val_bpb,token_accuracy").split(",")
+CURVES = "name,seed,tokens,seconds,train_flops,val_loss".split(",")
 HEADINGS = ("rank,model,parameters,MFLOP per token,tokens,seconds,tokens/s,peak MB,val loss,range,bits per byte,"
             "token accuracy").split(",")
 
@@ -184,14 +186,16 @@ def format_table(rows, failed=()):
 
 
 def report(args, rows, failed, device):
-    """Write compare.md and the figures, and print the table."""
-    curves, samples = {}, {}
+    """Write compare.md, curves.csv and the figures, and print the table."""
+    curves, samples = [], {}
     for row in rows:
         name, folder = row["name"], os.path.join(args.out_dir, f"{row['name']}_{row['seed']}")
         if os.path.exists(os.path.join(folder, "ckpt.pt")):  # a row may have outlived its run
-            points = [(float(at["tokens"]), float(at["seconds"]), 3 * row["flops_per_token"] * float(at["tokens"]),
-                       float(at["val_loss"])) for at in read_log(folder) if at["val_loss"]]
-            curves.setdefault(name, []).append(points)
+            for at in read_log(folder):
+                if at["val_loss"]:
+                    flops = 3 * row["flops_per_token"] * float(at["tokens"])
+                    point = {key: float(at[key]) for key in ("tokens", "seconds", "val_loss")}
+                    curves.append(point | {"name": name, "seed": row["seed"], "train_flops": flops})
             samples[name] = samples.get(name) or write_sample(folder, args, device)
     table = format_table(rows, failed)
     with replacing(os.path.join(args.out_dir, "compare.md"), "w") as f:
@@ -200,6 +204,7 @@ def report(args, rows, failed, device):
         for name, text in samples.items():
             if text:
                 f.write(f"\n## What {name} writes\n\n" + "".join(f"    {line}\n" for line in text.split("\n")))
+    write_rows(os.path.join(args.out_dir, "curves.csv"), CURVES, curves)
     if curves:
         plot_curves(curves, os.path.join(args.out_dir, "compare.png"))
     drawn = [row for row in rows if row.get(args.over) is not None]

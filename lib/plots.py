@@ -146,22 +146,27 @@ def plot_logs(log_paths, image_path, x="tokens", title="How fast does the loss f
     save_figure(image_path, draw)
 
 
-def plot_curves(curves, path, title="Which model learns most from equal tokens, time or FLOPs?"):
+def plot_curves(rows, path, title="Which model learns most from equal tokens, time or FLOPs?"):
     """Draw the validation loss over tokens, seconds and FLOPs: mean and range of the seeds.
-    curves: {name: [run, ...]} with run = [(tokens, seconds, FLOPs, loss), ...], the first before training."""
+
+    rows: those of curves.csv, one per evaluation of a run; the first is before training and is left out.
+    """
     def draw(axes):
-        for column, unit in enumerate(("tokens", "seconds", "train_flops")):
-            for name, look in styles(curves).items():
-                points = list(zip(*curves[name]))[1:]  # zip: runs of equal time differ by an evaluation
-                x = [fmean(point[column] for point in seeds) for seeds in points]
-                losses = [[point[3] for point in seeds] for seeds in points]
-                draw_line(axes[column], x, losses, look, markersize=4)
-            axes[column].set_xlabel(AXES[unit])
-            finish(axes[column], legend="figure" if column == 2 else "")
+        for ax, unit in zip(axes, ("tokens", "seconds", "train_flops")):
+            for name, look in styles(runs).items():
+                points = list(zip(*runs[name].values()))[1:]  # zip: runs of equal time differ by an evaluation
+                x = [fmean(row[unit] for row in seeds) for seeds in points]
+                losses = [[row["val_loss"] for row in seeds] for seeds in points]
+                draw_line(ax, x, losses, look, markersize=4)
+            ax.set_xlabel(AXES[unit])
+            finish(ax, legend="figure" if unit == "train_flops" else "")
         show_the_end(axes[0])  # the three share their y axis
         axes[0].set_ylabel(LOSS)
         axes[0].figure.suptitle(title)
-    save_figure(path, draw, (13, max(4.2, 0.25 * len(curves))), ncols=3, sharey=True)
+    runs = {}
+    for row in rows:
+        runs.setdefault(row["name"], {}).setdefault(row["seed"], []).append(row)
+    save_figure(path, draw, (13, max(4.2, 0.25 * len(runs))), ncols=3, sharey=True)
 
 
 def series(rows, over):

@@ -64,6 +64,12 @@ def test_variants_are_trained_on_equal_tokens_and_not_repeated(compare, monkeypa
     assert {float(row["tokens"]) for row in rows} == {528}  # 16 iterations of 33 tokens exceed 500
     assert rows[0]["val_loss"] != rows[1]["val_loss"] and float(rows[0]["val_loss"]) < 6
     assert os.path.getsize("out/compare.png") > 1000
+    with open("out/curves.csv", encoding="utf-8", newline="") as f:
+        last = {(row["name"], row["seed"]): row for row in csv.DictReader(f)}
+    for row in rows:
+        end = last[row["name"], row["seed"]]
+        assert float(end["val_loss"]) == float(row["val_loss"])
+        assert float(end["train_flops"]) == pytest.approx(float(row["train_flops"]))
     with open("out/compare.md", encoding="utf-8") as f:
         text = f.read()
     assert "## What a writes\n\n    def" in text and text.count("| 1 ") == 1 and "| b " in text
