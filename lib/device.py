@@ -4,6 +4,8 @@ The machine: device, number format, processes, compilation, peak FLOP/s and memo
 import contextlib
 import ctypes
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -65,14 +67,29 @@ def trust_new_compiler():
 
 def choose_device(name):
     """torch.device for "auto" (CUDA, then MPS, then CPU) or a name. Raises ValueError if it is not available."""
+    rank = os.environ.get("LOCAL_RANK")  # torchrun sets it
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: each process has a GPU of its own
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available() and rank is None:  # gloo cannot exchange gradients on MPS
+            name = "mps"
+        elif shutil.which("nvidia-smi"):
+            print(f"running on the CPU: PyTorch cannot use the NVIDIA GPU of this machine ({complaint_about('cuda')})")
+    if name == "cuda" and rank is not None:  # each process has a GPU of its own
+        name = f"cuda:{rank}"
+    if complaint := complaint_about(name):
+        raise ValueError(f"device {name!r} is not available here: {complaint}")
+    return torch.ones(1, device=name).device
+
+
+def complaint_about(device):
+    """The first line of what PyTorch says if it cannot compute on a device, such as a card too old for it; else ""."""
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device {name!r} is not available here; --device=auto takes the best one that is") from None
+        torch.ones(1, device=device)
+        return ""
+    except (RuntimeError, AssertionError) as e:
+        return str(e).splitlines()[0]
 
 
 def choose_dtype(name, device):
