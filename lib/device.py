@@ -205,15 +205,23 @@ def say_uncompiled(error):
 
 
 def measure_peak_flops(device, dtype):
-    """FLOP/s of a large matmul on this machine, the best of 2 to 5; MFU is the share of it that a model reaches."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.ones(size, size, device=device, dtype=dtype)
+    """FLOP/s of a large matmul on this machine, the median of many; MFU is the share of it that a model reaches.
+
+    A GPU takes a second: it slows down when it gets warm, and is faster on ones than on random numbers.
+    """
+    size, seconds = (8192, 1.0) if device.type == "cuda" else (2048, 0.3)
+    if device.type == "cpu" and dtype == torch.float16:
+        size = 512  # most CPUs compute it slowly
+    a = torch.randn(size, size, device=device, dtype=dtype)
     times = []
-    while len(times) < 2 or (len(times) < 5 and sum(times) < 0.3):
+    while len(times) < 2 or sum(times) < seconds:
         start = time.perf_counter()
         (a @ a)[0, 0].item()  # .item() waits for the device
         times.append(time.perf_counter() - start)
-    return 2 * size ** 3 / min(times)
+    if device.type == "cuda":
+        del a
+        torch.cuda.reset_peak_memory_stats(device)  # peak_memory_mb is that of the training
+    return 2 * size ** 3 / statistics.median_low(times)
 
 
 def peak_memory_mb(device):
