@@ -35,7 +35,8 @@ from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_
                         measure_peak_flops, peak_memory_mb, setup, uncompile_model)
 from lib.objectives import build_model
 from lib.plots import plot_logs
-from lib.runs import StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing, start_log
+from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
+                      save_checkpoint, start_log)
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/{model_type}"      # folder of the run; {model_type} stands for the name of the architecture
@@ -175,9 +176,7 @@ def save(run):
                   "scaler": run.scaler.state_dict(), "state": state, "model_config": asdict(run.model_config),
                   "config": vars(run.args), "meta": run.meta, "model_py": run.model_py,
                   "peak_memory_mb": peak_memory_mb(run.device)}
-    for name in ("best.pt", "ckpt.pt") if is_best else ("ckpt.pt",):
-        with replacing(os.path.join(run.out_dir, name)) as f:
-            torch.save(checkpoint, f)
+    save_checkpoint(checkpoint, run.out_dir, is_best)
 
 
 def show(row, progress):
@@ -308,7 +307,7 @@ def restore(run, path, resume):
 
     Raises ValueError if the checkpoint is of another model or tokenizer.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mmap=True)  # or each process would keep its memory
     known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
     for key, value in (asdict(run.model_config) | {"objective": run.args.objective}).items():
         if known[key] != value and key != "dropout":

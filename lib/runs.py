@@ -6,6 +6,7 @@ import csv
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def replacing(path, mode="wb"):
     """
     temporary = f"{path}.tmp"
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)  # save_checkpoint, killed, may have left a link to best.pt there
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
             f.flush()
@@ -152,11 +155,30 @@ def model_checksum():
     return crc32(inspect.getfile(ModelConfig))
 
 
-def load_checkpoint(path):
+def save_checkpoint(checkpoint, folder, is_best):
+    """Write ckpt.pt in one go, and best.pt if it is the best so far: two names of one file where that is possible.
+
+    best.pt comes first: after a kill between the two, the run goes on from the older ckpt.pt and writes both anew.
+    """
+    best, last = os.path.join(folder, "best.pt"), os.path.join(folder, "ckpt.pt")
+    with replacing(best if is_best else last) as f:
+        torch.save(checkpoint, f)
+    if not is_best:
+        return
+    try:
+        os.link(best, f"{last}.tmp")
+        os.replace(f"{last}.tmp", last)
+    except OSError:  # some file systems have no links
+        with replacing(last) as f, open(best, "rb") as saved:
+            shutil.copyfileobj(saved, f)
+
+
+def load_checkpoint(path, mmap=False):
     """The checkpoint, on the CPU, in a file or in a run's folder (its ckpt.pt).
 
-    weights_only: a file that carries code is refused and runs nothing. Raises FileNotFoundError if there is none,
-    ValueError if it is damaged or no checkpoint of ours.
+    mmap: its tensors stay in the file, which may then be replaced but not written to; Windows lets nobody replace
+    such a file, so there they are read. weights_only: a file that carries code is refused and runs nothing. Raises
+    FileNotFoundError if there is none, ValueError if it is damaged or no checkpoint of ours.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "ckpt.pt")
@@ -164,7 +186,7 @@ def load_checkpoint(path):
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch.load does not look at the checksums
                 raise zipfile.BadZipFile
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and os.name != "nt")
         ModelConfig(**checkpoint["model_config"])
         return checkpoint
     except FileNotFoundError:
