@@ -92,19 +92,19 @@ def get_batch(data, starts, block_size, device):
     return windows[:, :-1], windows[:, 1:]
 
 
-def forward_backward(run, starts):
+def forward_backward(run, starts, exchange=True):
     """Leave the gradients of the windows at `starts` in the model; returns the mean loss, a tensor.
 
     The tensor is not read here, so that nothing waits for the device. Each process takes its share of the windows.
+    They exchange gradients once, in the last backward pass, unless `exchange` is false.
     """
     B, T = run.args.batch_size, run.model_config.block_size
     micro_batches = [starts[i:i + B] for i in range(0, len(starts), B)][run.rank::run.world_size]
     loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
         idx, targets = get_batch(run.data["train"], micro_batch, T, run.device)
-        is_last = i == len(micro_batches) - 1
-        # Processes exchange gradients once per iteration, in the last backward pass.
-        with nullcontext() if is_last or run.world_size == 1 else run.model.no_sync():
+        exchanges = exchange and i == len(micro_batches) - 1
+        with nullcontext() if exchanges or run.world_size == 1 else run.model.no_sync():
             with autocast(run.device, run.dtype):
                 loss = run.model(idx, targets, return_logits=False)[1] / len(micro_batches)
             run.scaler.scale(loss).backward()
@@ -157,7 +157,7 @@ def evaluate(model, data, block_size, n_windows, batch_size, device, dtype, rank
         with autocast(device, dtype):
             total += model(idx, targets, return_logits=False)[1].item() * len(batch)
     model.train(was_training)
-    total, count = across_ranks([total, len(starts)], device)
+    total, count = across_ranks([total, len(starts)]) if world_size > 1 else (total, len(starts))
     return total / count
 
 
@@ -193,7 +193,7 @@ def show(row, progress):
 def log(run, lr, norm, progress, speed, evaluates):
     """Write a row of the log, after an evaluation if it is due. Raises FloatingPointError if the loss is not finite."""
     state, val = run.state, run.meta["val"]
-    train_loss, = across_ranks([state["loss_sum"] / run.world_size], run.device)
+    train_loss, = across_ranks([state["loss_sum"] / run.world_size])
     train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
     val_loss = evaluate_run(run) if evaluates else None
     if not math.isfinite(train_loss or 0) or not math.isfinite(val_loss or 0):
@@ -228,7 +228,7 @@ def train(run, stop):
     while True:
         it = state["iter"]
         seconds, caught = across_ranks([state["seconds"] + time.perf_counter() - clock, float(stop.caught)],
-                                       run.device, dist.ReduceOp.MAX)
+                                       dist.ReduceOp.MAX)
         used = [(it, args.max_iters), (state["tokens"], args.max_tokens), (seconds, args.max_seconds)]
         progress = max(amount / budget for amount, budget in used if budget)
         lr = learning_rate_at(it, progress, args)
@@ -246,6 +246,7 @@ def train(run, stop):
                 loss_sum.zero_()
             if evaluates and run.rank == 0:
                 save(run)
+            across_ranks([0.0])  # the others wait for rank 0, so that no clock counts its saving
             clock = time.perf_counter()
         if done:
             return int(caught)
@@ -365,13 +366,15 @@ def build_run(args):
 
 def compile_run(run):
     """Compile the model by a throwaway step and an evaluation, so that compilation is not timed."""
-    run.model = DistributedDataParallel(run.raw_model) if run.world_size > 1 else run.raw_model
-    starts, _ = training_windows(len(run.data["train"]), run.model_config.block_size, run.args.seed,
-                                 run.state["position"], run.args.gradient_accumulation_steps * run.args.batch_size)
+    run.model = run.raw_model
+    if run.world_size > 1:
+        run.model = DistributedDataParallel(run.raw_model, gradient_as_bucket_view=True)
+        run.model.broadcast_buffers = False  # the rotary tables are the same in all processes
+    B, T = run.args.batch_size, run.model_config.block_size
 
-    def use():
-        forward_backward(run, starts)
-        evaluate_run(run)
+    def use():  # any windows will do; nothing is exchanged, because compilation may fail in one process alone
+        forward_backward(run, [0] * run.args.gradient_accumulation_steps * B, exchange=False)
+        evaluate(run.raw_model, run.data["val"], T, B, B, run.device, run.dtype)
     try:
         compile_model(run.raw_model, use, run.args.compile, run.args.compile_whole)
     except torch.OutOfMemoryError:

@@ -125,8 +125,12 @@ def join_processes(device, backend="auto"):
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world_size > 1:
         import torch.distributed.nn  # noqa: F401 - imported later, its default arguments would hold the group
-        fitting = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(fitting if backend == "auto" else backend)
+        if backend == "auto":
+            backend = "nccl" if device.type == "cuda" else "gloo"
+        if backend == "nccl":  # tensors on the CPU go by gloo
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        else:
+            dist.init_process_group(backend)
     return rank, world_size
 
 
@@ -137,11 +141,11 @@ def leave_processes():
         dist.destroy_process_group()
 
 
-def across_ranks(values, device, op=dist.ReduceOp.SUM):
-    """A list of floats reduced over all processes, so that all of them decide alike."""
+def across_ranks(values, op=dist.ReduceOp.SUM):
+    """A list of floats reduced over all processes, so that all of them decide alike. It does not wait for a GPU."""
     if not dist.is_initialized():
         return values
-    values = torch.tensor(values, dtype=torch.float64, device=device)
+    values = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(values, op)
     return values.tolist()
 
@@ -173,19 +177,24 @@ def compile_model(model, use, on=True, whole=False):
     """Compile a model in place where that works; use() runs a step of it once, which compiles.
 
     By default one block is compiled, which then serves all blocks, and one part of the loss. The whole model takes
-    twice as long to compile; its steps are some percent faster while the model is small.
+    twice as long to compile; its steps are some percent faster while the model is small. All processes go on with
+    compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
     """
     if on:
         for module in [model] if whole else blocks_of(model):
             module.forward = torch.compile(module.forward)
         compile_loss(not whole)
+        failed = 0.0
         try:
-            return use()
+            result = use()
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # as above
             say_uncompiled(e)
-            uncompile_model(model)
+            failed = 1.0
+        if across_ranks([failed]) == [0]:
+            return result
+        uncompile_model(model)
     return use()
 
 
