@@ -83,6 +83,13 @@ class Encoder:
         with autocast(device, self.dtype):
             return embed(self.model, idx.to(device), real.to(device), self.pooling, normalize)
 
+    def width(self, length):
+        """The width to which texts of up to `length` tokens are padded: a power of two, as each width is compiled."""
+        block_size = self.model.config.block_size
+        if self.padding == "left":
+            return block_size
+        return min(max(32, 2 ** (length - 1).bit_length()), block_size)
+
     def parts(self, ids, batch_size, embed=embed, normalize=True):
         """N lists of token ids -> (functions, order): each function embeds up to batch_size texts of similar length.
 
@@ -91,9 +98,8 @@ class Encoder:
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         functions = []
         for start in range(0, len(ids), batch_size):
-            rows, width = by_length[start:start + batch_size], self.model.config.block_size
-            if self.padding == "right":  # few pads, but multiples of 32, so that few shapes are compiled
-                width = min(math.ceil(len(ids[rows[-1]]) / 32) * 32, width)
+            rows = by_length[start:start + batch_size]
+            width = self.width(len(ids[rows[-1]]))
             idx, real = pad([ids[row] for row in rows], width, self.padding, self.end_of_text)
             functions.append(partial(self.embed_batch, idx, real, embed, normalize))
         return functions, torch.tensor(by_length, device=self.model.wte.weight.device).argsort()
