@@ -17,6 +17,7 @@ import math
 import os
 import time
 from dataclasses import asdict, fields
+from functools import partial
 
 from configurator import run_script, share_the_cpu
 
@@ -35,6 +36,7 @@ from lib.retrieval import (Encoder, best_passages, cached_backward, drop_tokens,
 from lib.runs import (StopSignals, append_row, build_config, make_folder, replacing, start_log, train_run, write_rows)
 from lib.sources import choose_held_out, load_pairs, read_input
 from model import LanguageModel, ModelConfig
+from train import optimizer_step
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/retrieve"        # folder of the run
@@ -117,15 +119,16 @@ def search(encoder, query, texts, top, folder):
     return [(score, texts[i]) for score, i in zip(scores[0].tolist(), indices[0].tolist())]
 
 
-def optimize(model, function, step, evaluate, pairs_per_iter, args):
-    """The training loop: step(it, function) leaves gradients in the model and returns the loss, a tensor.
+def optimize(model, function, use, step, evaluate, pairs_per_iter, scaler, args):
+    """The training loop: step(it, function) leaves scaled gradients in the model and returns the loss, a tensor.
 
-    The function is compiled. evaluate() -> {column: measure} also runs at the end, which comes by a budget or a
-    signal. Returns (columns of the table together with the last measures, the number of the signal or 0).
+    The function is compiled by a throwaway use(function), so that this is not timed. evaluate() -> {column: measure}
+    also runs at the end, which comes by a budget or a signal. Returns (columns of the table together with the last
+    measures, the number of the signal or 0).
     """
     clock = time.perf_counter()
-    function = compile_or_not(function, lambda candidate: step(0, candidate), args.compile)
-    model.zero_grad(set_to_none=True)  # a throwaway step, so that compilation is not timed
+    function = compile_or_not(function, use, args.compile)
+    model.zero_grad(set_to_none=True)
     print(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
     optimizer = model.configure_optimizers(args.weight_decay, args.learning_rate, (0.9, 0.95))
     start_log(args.out_dir, LOG_COLUMNS)
@@ -160,11 +163,7 @@ def optimize(model, function, step, evaluate, pairs_per_iter, args):
                 return row | measures, caught
 
             losses.append(step(it, function))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or math.inf)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer_step(model, optimizer, scaler, lr, args.grad_clip)
             it += 1
 
 
@@ -204,6 +203,17 @@ def train_infonce(encoder, meta, training, held_out, args):
     hard = []
     if args.hard_from:
         hard = nearest_wrong(load_encoder(args.hard_from, device, encoder.dtype)[0], *training)
+    scaler = torch.amp.GradScaler(device.type, enabled=encoder.dtype == torch.float16)
+    longest = max(map(len, query_ids + passage_ids))
+    widths = sorted({encoder.width(length) for length in range(1, longest + 1)})
+
+    def backward(encode_parts, loss):
+        """Leave the scaled gradients of loss(*embeddings) in the model; encode_parts as in cached_backward."""
+        if args.grad_cache:
+            return cached_backward(encode_parts, loss, device, scaler)
+        value = loss(*[torch.cat([encode() for encode in functions]) for functions in encode_parts])
+        scaler.scale(value).backward()
+        return value.detach()
 
     def step(it, embed):
         batch = epoch_batch(pairs, size, args.seed, it)                                  # (B, 2)
@@ -225,11 +235,13 @@ def train_infonce(encoder, meta, training, held_out, args):
             q, p, *extra = [e[order] for e, (_, order) in zip(embeddings, parts)]
             return info_nce(q, p, right, args.temperature, *extra)
         model.train()
-        if args.grad_cache:
-            return cached_backward([functions for functions, _ in parts], loss, device)
-        value = loss(*[torch.cat([encode() for encode in functions]) for functions, _ in parts])
-        value.backward()
-        return value.detach()
+        return backward([functions for functions, _ in parts], loss)
+
+    def use(embed):
+        for width in widths:  # each is compiled, even if the first batch does not have it
+            functions, _ = encoder.parts([[0] * width] * args.micro_batch_size, args.micro_batch_size, embed)
+            backward([functions], torch.sum)
+        step(0, embed)
 
     def evaluate():
         model.eval()
@@ -238,7 +250,7 @@ def train_infonce(encoder, meta, training, held_out, args):
                         "meta": meta, "config": vars(args),
                         "retrieval": {"pooling": encoder.pooling, "padding": encoder.padding}}, f)
         return measure_encoder(encoder.encode, *held_out, args.sizes)
-    row, caught = optimize(model, embed, step, evaluate, size, args)
+    row, caught = optimize(model, embed, use, step, evaluate, size, scaler, args)
     return dict(model=args.out_dir, method="infonce") | row, caught
 
 
@@ -257,6 +269,7 @@ def train_match(encoder, meta, training, held_out, args):
     matcher = LanguageModel(ModelConfig(block_size=n + 1, n_layer=args.matcher_layers, n_embd=C, vocab_size=1,
                                         causal=False)).to(device)
     generator = torch.Generator(device).manual_seed(args.seed)
+    scaler = torch.amp.GradScaler(device.type, enabled=encoder.dtype == torch.float16)
 
     def loss_of(side, rows, generator, function):
         q, p, pairs = side
@@ -270,7 +283,7 @@ def train_match(encoder, meta, training, held_out, args):
     def step(it, function):
         rows = torch.randint(len(sides[0][0]), (args.batch_size,), generator=generator, device=device)
         loss = loss_of(sides[0], rows, generator, function)
-        loss.backward()
+        scaler.scale(loss).backward()
         return loss.detach()
 
     @torch.no_grad()
@@ -281,7 +294,7 @@ def train_match(encoder, meta, training, held_out, args):
         loss = torch.stack(losses).mean().item()
         print(f"held-out cross-entropy among {n} passages: {loss:.4f} (by chance {math.log(n):.4f})")
         return {"held_out_loss": loss}
-    row, caught = optimize(matcher, match_logits, step, evaluate, args.batch_size, args)
+    row, caught = optimize(matcher, match_logits, partial(step, 0), step, evaluate, args.batch_size, scaler, args)
     row["loss"] = row.pop("held_out_loss")
     name = args.init_from or f"untrained {encoder.model.config.model_type}"
     return dict(model=name, method=f"match {args.n_context}") | row, caught

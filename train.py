@@ -112,15 +112,15 @@ def forward_backward(run, starts, exchange=True):
     return loss_sum
 
 
-def optimizer_step(run, lr):
+def optimizer_step(model, optimizer, scaler, lr, grad_clip):
     """Clip the gradients, update the weights, drop the gradients; returns their norm before clipping, a tensor."""
-    run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.raw_model.parameters(), run.args.grad_clip or math.inf)
-    for group in run.optimizer.param_groups:
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    for group in optimizer.param_groups:
         group["lr"] = lr
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
+    scaler.step(optimizer)  # in float16, it skips the step after a gradient that is not finite
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 
@@ -255,7 +255,7 @@ def train(run, stop):
         starts, state["position"] = training_windows(len(run.data["train"]), run.model_config.block_size, args.seed,
                                                      state["position"], windows_per_iter)
         loss_sum += forward_backward(run, starts)
-        norm = optimizer_step(run, lr)
+        norm = optimizer_step(run.raw_model, run.optimizer, run.scaler, lr, args.grad_clip)
         state["iter"] += 1
         state["loss_count"] += 1
         state["tokens"] += windows_per_iter * run.model_config.block_size

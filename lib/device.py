@@ -102,8 +102,8 @@ def choose_dtype(name, device):
             name = "bfloat16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
     if name not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {name!r} is not one of auto, float32, bfloat16, float16")
-    if name == "float16" and device.type != "cuda":
-        raise ValueError("dtype 'float16' needs a CUDA device; --dtype=auto takes the one that is fast here")
+    if name == "float16" and device.type not in ("cuda", "cpu"):
+        raise ValueError(f"dtype 'float16' is not for {device.type}; --dtype=auto takes the one that is fast here")
     return getattr(torch, name)
 
 

@@ -149,11 +149,12 @@ def info_nce(q, p, right, temperature, extra=None):
     return (F.cross_entropy(scores, target) + to_queries) / 2
 
 
-def cached_backward(encode_parts, loss, device):
+def cached_backward(encode_parts, loss, device, scaler):
     """Leave the gradients of loss(*embeddings) in the model, with one part in memory at a time; returns the loss.
 
     A first pass computes the embeddings, and a second one, with the same dropout, takes their gradients back to the
     weights (arXiv 2101.06983). encode_parts: per argument of the loss, a list of functions that each give some rows.
+    The gradients are multiplied by the scale of the GradScaler, but the loss is not.
     """
     random = torch if device.type == "cpu" else torch.get_device_module(device)  # has the generator of dropout
     state, parts = random.get_rng_state(), []
@@ -162,7 +163,7 @@ def cached_backward(encode_parts, loss, device):
             parts.append([encode() for encode in functions])
     leaves = [torch.cat(tensors).requires_grad_() for tensors in parts]
     value = loss(*leaves)
-    value.backward()
+    scaler.scale(value).backward()
     random.set_rng_state(state)
     for functions, tensors, leaf in zip(encode_parts, parts, leaves):
         gradients = leaf.grad.split([len(tensor) for tensor in tensors])

@@ -19,6 +19,7 @@ from lib.retrieval import (Encoder, best_passages, cached_backward, drop_tokens,
 from model import LanguageModel, ModelConfig
 
 B, T, C, V = 5, 7, 12, 31
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 IDS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [2, 7]]
 TINY = ["--pairs=sums", "--dataset=tiny", "--block_size=13", "--n_layer=1", "--n_embd=12", "--n_head=3",
         "--batch_size=8", "--micro_batch_size=4", "--max_iters=6", "--max_seconds=0", "--warmup_iters=2",
@@ -124,7 +125,7 @@ def test_gradient_caching_is_the_whole_batch():
             q, p = (e[order] for e, order in zip(embeddings, orders))
             return info_nce(q, p, torch.eye(B, dtype=torch.bool), 0.1)
         if cached:
-            value = cached_backward([functions for functions, _ in parts], loss, torch.device("cpu"))
+            value = cached_backward([functions for functions, _ in parts], loss, torch.device("cpu"), NO_SCALER)
         else:
             value = loss(*(torch.cat([encode() for encode in functions]) for functions, _ in parts))
             value.backward()
@@ -132,6 +133,19 @@ def test_gradient_caching_is_the_whole_batch():
     assert len(gradients[0]) > 9
     for whole, parts in zip(*gradients):
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_caching_is_scaled():
+    """The gradients are those without a scaler, times its scale; the loss is not scaled."""
+    results = []
+    for scaler in NO_SCALER, torch.amp.GradScaler("cpu", init_scale=8.0):
+        encoder = Encoder(build(), Letters(), 30)
+        parts = [encoder.parts(ids, 2)[0] for ids in (IDS, IDS[::-1])]
+        loss = cached_backward(parts, lambda q, p: (q @ p.T).exp().sum(), torch.device("cpu"), scaler)
+        results.append((loss, torch.cat([p.grad.flatten() for p in encoder.model.parameters() if p.grad is not None])))
+    (loss, gradient), (same_loss, scaled) = results
+    assert loss == same_loss and gradient.abs().max() > 1e-3
+    torch.testing.assert_close(scaled, 8 * gradient)
 
 
 def test_gradient_caching_has_the_dropout_of_the_whole_batch():
@@ -145,7 +159,7 @@ def test_gradient_caching_has_the_dropout_of_the_whole_batch():
         def loss(q, p):
             return info_nce(q, p, torch.eye(B, dtype=torch.bool), 0.1)
         if cached:
-            value = cached_backward(parts, loss, torch.device("cpu"))
+            value = cached_backward(parts, loss, torch.device("cpu"), NO_SCALER)
         else:
             value = loss(*[torch.cat([encode() for encode in functions]) for functions in parts])
             value.backward()
@@ -338,6 +352,36 @@ def test_nothing_is_learned_where_every_passage_is_right(tmp_path):
     assert row["loss"] == 0
 
 
+@pytest.mark.parametrize("padding, widths", [("right", {32, 64, 101}), ("left", {101})])
+def test_texts_are_padded_to_few_widths(padding, widths):
+    """Powers of two, at most block_size, and never less than the text."""
+    encoder = Encoder(build(block_size=101), Letters(), 30, padding=padding)
+    chosen = [encoder.width(length) for length in range(1, 102)]
+    assert set(chosen) == widths and all(width >= length for length, width in enumerate(chosen, 1))
+
+
+@pytest.mark.parametrize("grad_cache", ["false", "true"])
+def test_all_widths_are_compiled_before_the_clock_starts(grad_cache, tmp_path, monkeypatch):
+    """The longest text is in no early batch, and yet its width is seen before the log begins."""
+    seen = []
+
+    def compiled(function):
+        def record(model, idx, *arguments):
+            seen.append((idx.size(1), torch.is_grad_enabled()))
+            return function(model, idx, *arguments)
+        return record
+
+    def start(*arguments):
+        seen.append("start")
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(retrieve, "start_log", start)
+    pairs = ["a"] * 7, [*"bcdefg", "h" * 70], [[i] for i in range(7)]
+    args = settings(f"--out_dir={tmp_path}", "--batch_size=2", "--compile=true", f"--grad_cache={grad_cache}")
+    retrieve.train_infonce(Encoder(build(block_size=101), Letters(), 30), {}, pairs, pairs, args)
+    before, after = seen[:seen.index("start")], seen[seen.index("start") + 1:]
+    assert set(after) <= set(before) and {width for width, _ in before} == {32, 64, 101}
+
+
 # ------------------------------------------------------------------------------------------------------------
 # the script
 
@@ -399,6 +443,17 @@ def test_gradient_caching_and_hard_negatives_train(pairs_run):
     more = "--init_from=out", "--hard_from=plain", "--out_dir=hard"
     status, _, err = pairs_run("retrieve.py", *shapeless, *more)
     assert status == 0, err
+
+
+def test_training_in_float16_is_training(pairs_run):
+    """Cached or not, and for the matcher: the losses of float32, but for a few steps that the scaler skips."""
+    for arguments in [], ["--grad_cache=true"], ["--method=match", "--n_context=5"]:
+        losses = []
+        for dtype in "float32", "float16":
+            more = "--max_iters=20", f"--out_dir={dtype}", f"--dtype={dtype}"
+            assert pairs_run("retrieve.py", *TINY, *arguments, *more)[0] == 0
+            losses.append(float(table(dtype)[0]["loss"]))
+        assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_a_matcher_is_trained(pairs_run):
@@ -503,7 +558,7 @@ def test_a_pretrained_model_has_the_settings(pairs_run, monkeypatch):
     monkeypatch.setattr("lib.device.measure_peak_flops", lambda *_: 1e12)  # it takes a second
 
     def pretrained(*arguments):
-        args = settings("--out_dir=a", "--pretrain_seconds=0.05", *arguments)
+        args = settings("--out_dir=a", "--pretrain_seconds=0.3", *arguments)
         encoder, _ = retrieve.build_encoder(args, "cpu", torch.float32)
         return encoder.model.lm_head.weight
     first = pretrained()
