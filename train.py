@@ -321,10 +321,11 @@ def restore(run, path, resume):
     if checkpoint.get("made_by") != "train.py":
         raise ValueError(f"{path} is a checkpoint of {checkpoint.get('made_by')}: train.py cannot resume it, but "
                          f"start from its weights: --init_from={path}")
-    options = [(group["weight_decay"], group["betas"]) for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(checkpoint["optimizer"])
-    for group, (weight_decay, betas) in zip(run.optimizer.param_groups, options):
-        group["weight_decay"], group["betas"] = weight_decay, betas  # the command line decides, not the checkpoint
+    options = run.optimizer.state_dict()["param_groups"]  # the command line decides on them, not the checkpoint
+    run.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
+    changed = [key for key in ("weight_decay", "beta1", "beta2") if known[key] != getattr(run.args, key)]
+    if changed:
+        print(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
     if checkpoint["scaler"]:  # it is empty if the run had another number format
         run.scaler.load_state_dict(checkpoint["scaler"])
     run.state.update(checkpoint["state"])
