@@ -86,9 +86,8 @@ def get_batch(data, starts, block_size, device):
     windows = np.stack([data[start:start + block_size + 1] for start in starts])          # (B, T + 1)
     windows = torch.from_numpy(windows.astype(np.int64))
     if device.type == "cuda":
-        windows = windows.pin_memory().to(device, non_blocking=True)  # the copy runs beside the computation
-    else:
-        windows = windows.to(device)
+        windows = windows.pin_memory()  # so that the copy runs beside the computation
+    windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -281,10 +280,9 @@ def import_wandb():
     """The package wandb, checked before anything is written. Raises ValueError without it."""
     try:
         import wandb
+        from wandb import init  # noqa: F401 - a folder named wandb can be imported too
     except ImportError:
-        wandb = None
-    if not hasattr(wandb, "init"):  # a folder named wandb can be imported too
-        raise ValueError("wandb_log needs the package wandb: pip install wandb")
+        raise ValueError("wandb_log needs the package wandb: pip install wandb") from None
     return wandb
 
 
@@ -387,8 +385,7 @@ def compile_run(run):
 def start_folder(run):
     """Make the folder of the run, with config.json and log.csv; moves aside a run that is there."""
     start_log(run.out_dir, COLUMNS, keep_until=run.state["iter"] if run.resumed else None)
-    used = dict(device=str(run.device), dtype=dtype_name(run.dtype), processes=run.world_size,
-                torch=torch.__version__)
+    used = dict(device=str(run.device), dtype=dtype_name(run.dtype), processes=run.world_size, torch=torch.__version__)
     with replacing(os.path.join(run.out_dir, "config.json"), "w") as f:
         json.dump(vars(run.args) | asdict(run.model_config) | used, f, indent=1)
 
