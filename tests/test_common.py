@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from lib.data import read_prompt
-from lib.device import compile_model, compile_or_not, peak_memory_mb, uncompile_model
+from lib.device import (choose_device, choose_dtype, compile_model, compile_or_not, join_processes,
+                        measure_peak_flops, peak_memory_mb, uncompile_model)
 from lib.plots import save_figure
-from lib.runs import StopSignals, lock_folder, move_run_aside, replacing, train_run
+from lib.runs import (StopSignals, load_checkpoint, lock_folder, move_run_aside, replacing, save_checkpoint,
+                      train_run)
 from model import LanguageModel, ModelConfig
 
 
@@ -172,6 +174,109 @@ def test_without_a_compiler_the_plain_function_is_used(monkeypatch, capsys):
     assert "going on without it" in capsys.readouterr().out
     with pytest.raises(TypeError):
         compile_or_not(abs, lambda f: f("text"))
+
+
+def test_a_gpu_that_does_not_work_is_named_with_what_torch_says(monkeypatch, capsys):
+    """A card too old for PyTorch is an error, even if auto chose it; without a working driver, auto says so."""
+    ones = torch.ones
+
+    def too_old(*size, device):
+        if "cuda" in str(device):
+            raise RuntimeError("CUDA error: no kernel image is available\nmore about it")
+        return ones(*size, device=device)
+    monkeypatch.setattr(torch, "ones", too_old)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in "auto", "cuda":
+        with pytest.raises(ValueError, match="^device 'cuda' is not available here: CUDA error: no kernel image"):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for path in None, "/usr/bin/nvidia-smi":
+        assert capsys.readouterr().out == ""
+        monkeypatch.setattr("shutil.which", lambda name, path=path: path)
+        assert choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().out.endswith("(CUDA error: no kernel image is available)\n")
+
+
+def test_processes_on_a_mac_train_on_the_cpu(monkeypatch):
+    """Gloo does not exchange tensors on MPS."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device, backend, joined", [
+    ("cuda:1", "auto", ("cpu:gloo,cuda:nccl", torch.device("cuda:1"))), ("cuda:1", "gloo", ("gloo", None)),
+    ("cpu", "auto", ("gloo", None))])
+def test_numbers_on_the_cpu_go_by_gloo(device, backend, joined, monkeypatch):
+    """With NCCL too, so that a decision of all processes does not wait for the GPU."""
+    seen = []
+    monkeypatch.setattr("torch.distributed.init_process_group",
+                        lambda backend, device_id=None: seen.append((backend, device_id)))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert join_processes(torch.device(device), backend) == (1, 3) and seen == [joined]
+
+
+def test_float16_is_for_cuda_and_on_demand_for_the_cpu():
+    """There it is slow, and serves the tests."""
+    assert choose_dtype("float16", torch.device("cpu")) == torch.float16
+    assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype 'float16' is not for mps"):
+        choose_dtype("float16", torch.device("mps"))
+
+
+def test_peak_flops_are_those_of_a_computer():
+    """In float16 too, in which many a CPU takes a minute for a large matmul."""
+    for dtype in torch.float32, torch.float16:
+        assert 1e7 < measure_peak_flops(torch.device("cpu"), dtype) < 1e16
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_checkpoint_is_written_once(links, tmp_path, monkeypatch):
+    """ckpt.pt and best.pt are one file while the last is the best; a copy where there are no links."""
+    def no_links(*paths):
+        raise OSError(38, "Function not implemented")
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    best, last = tmp_path / "best.pt", tmp_path / "ckpt.pt"
+    for step, is_best in enumerate([True, True, False, True, False]):
+        save_checkpoint({"step": step}, tmp_path, is_best)
+        assert torch.load(last)["step"] == step and torch.load(best)["step"] == (step if is_best else step - 1)
+        assert os.path.samefile(best, last) == (links and is_best)
+        assert sorted(os.listdir(tmp_path)) == ["best.pt", "ckpt.pt"]
+
+
+@pytest.mark.parametrize("is_best", [True, False])
+def test_a_kill_between_link_and_rename_costs_no_checkpoint(is_best, tmp_path):
+    """A link to best.pt that is left as ckpt.pt.tmp is not written through, and goes."""
+    save_checkpoint({"step": 1}, tmp_path, True)
+    os.link(tmp_path / "best.pt", tmp_path / "ckpt.pt.tmp")
+    save_checkpoint({"step": 2}, tmp_path, is_best)
+    assert torch.load(tmp_path / "ckpt.pt")["step"] == 2
+    assert torch.load(tmp_path / "best.pt")["step"] == (2 if is_best else 1)
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "ckpt.pt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_mapped_checkpoint_survives_its_replacement(tmp_path):
+    """Its tensors stay in the file, not in memory, and keep their values when a run saves the next one."""
+    def is_mapped():
+        with open("/proc/self/maps", encoding="utf-8") as f:
+            return str(tmp_path) in f.read()
+    config = ModelConfig(block_size=3, n_layer=1, n_embd=2, vocab_size=5)
+    checkpoint = {"model_config": asdict(config), "model": {"w": torch.arange(5.0)}}
+    save_checkpoint(checkpoint, tmp_path, True)
+    load_checkpoint(tmp_path)
+    assert not is_mapped()
+    mapped = load_checkpoint(tmp_path, mmap=True)
+    assert is_mapped()
+    for is_best in True, False:
+        save_checkpoint(checkpoint | {"model": {"w": torch.zeros(5)}}, tmp_path, is_best)
+    mapped["model"]["w"].mul_(2)
+    assert mapped["model"]["w"].tolist() == [0, 2, 4, 6, 8]
+    assert load_checkpoint(tmp_path)["model"]["w"].tolist() == [0] * 5
 
 
 def test_peak_memory_is_that_of_this_process():

@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import train
-from configurator import configure
 from conftest import HERE, TINY, flip
 from lib.data import epoch_starts, training_windows, validation_windows
 from train import COLUMNS, get_batch, show
@@ -44,7 +42,8 @@ def same_weights(a, b):
 # ------------------------------------------------------------------------------------------------------------
 # resume
 
-@pytest.mark.parametrize("model", [[], ["--model_type=hybrid", "--gradient_accumulation_steps=2"]])
+@pytest.mark.parametrize("model", [
+    [], ["--model_type=hybrid", "--gradient_accumulation_steps=2"], ["--dtype=float16"]])
 def test_resume_is_exact(run, model):
     """20 iterations in one go = 10, stop, 10 more: losses and weights to the last bit, dropout included."""
     arguments = ["--dropout=0.2", "--lr_decay_iters=20", "--eval_interval=5", *model]
@@ -54,6 +53,7 @@ def test_resume_is_exact(run, model):
     assert losses("straight") == losses("halves")
     assert [row["iter"] for row in losses("straight")] == ["0", "4", "5", "8", "10", "12", "15", "16", "20"]
     assert same_weights(weights("straight"), weights("halves"))
+    assert os.path.getsize("straight/ckpt.pt") == pytest.approx(os.path.getsize("halves/ckpt.pt"), rel=0.01)
 
 
 def test_resume_after_a_kill_forgets_what_was_not_saved(run):
@@ -101,6 +101,69 @@ def test_two_processes_equal_one(run, tiny_data):
         assert values[0] == pytest.approx(values[1], abs=1e-5)
     for a, b in zip(weights("one").values(), weights("two").values()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def torchrun(code, *arguments):
+    """stdout of two processes that each change train.py by some code, which knows `rank`, and run it."""
+    with open("changed.py", "w", encoding="utf-8") as f:
+        f.write(f"import os, sys, time\nsys.path.insert(0, {HERE!r})\nimport torch\nimport train\n"
+                f"rank = int(os.environ['RANK'])\n{code}\n"
+                "train.run_script(train.main, 'train.py', 'model.py')\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "changed.py",
+               *TINY, "--gradient_accumulation_steps=2", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_process_compiles_if_one_cannot(run):
+    """Rank 1 has no compiler: nobody waits for ever, and rank 0 goes on without compilation too."""
+    out = torchrun("""
+def compile(function, **_):
+    def compiled(*arguments, **options):
+        if rank == 1:
+            raise RuntimeError('no C++ compiler')
+        return function(*arguments, **options)
+    return compiled
+
+def checked(run, stop, train=train.train):
+    compiled = [module for module in run.raw_model.modules() if 'forward' in vars(module)]
+    os.write(1, f'rank {rank}: {len(compiled)} compiled\\n'.encode())
+    return train(run, stop)
+torch.compile, train.train = compile, checked""", "--compile=true", "--max_iters=3")
+    assert out.count("torch.compile does not work here (RuntimeError)") == 1
+    assert "rank 0: 0 compiled" in out and "rank 1: 0 compiled" in out
+    assert read_log("out")[-1]["iter"] == "3"
+
+
+def test_time_spent_saving_is_no_training_for_any_process(run):
+    """Rank 0 takes longer to save than max_seconds: the others, which wait, do not end the run."""
+    torchrun("""
+def slowly(run, save=train.save):
+    time.sleep(2)
+    save(run)
+train.save = slowly""", "--max_iters=0", "--max_seconds=1", "--eval_interval=100000", "--log_interval=1000")
+    last = read_log("out")[-1]
+    assert float(last["seconds"]) > 0.5 and int(last["iter"]) > 1
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step():
+    """The float16 path: a scaled step is the plain one; after an infinite gradient the scale is halved."""
+    results = []
+    for enabled in False, True:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=enabled)
+        scaler.scale(model(torch.ones(2, 5)).square().sum()).backward()
+        norm = train.optimizer_step(model, optimizer, scaler, 0.1, 1.0)
+        results.append(torch.cat([norm.view(1), model.weight.detach().flatten()]))
+    torch.testing.assert_close(*results)
+    scaler.scale(model(torch.full((2, 5), math.inf)).sum()).backward()
+    norm = train.optimizer_step(model, optimizer, scaler, 0.1, 1.0)
+    assert not norm.isfinite() and scaler.get_scale() == 4.0
+    assert torch.equal(model.weight.detach().flatten(), results[1][1:])
 
 
 def test_paths_may_hold_spaces_umlauts_and_a_home(run, monkeypatch, tmp_path):
@@ -294,7 +357,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(run):
     ("model_type must be mixer or gpt", ["--model_type=mixr"]),
     ("device 'cuda:9' is not available", ["--device=cuda:9"]),
     ("device 'gpu' is not available", ["--device=gpu"]),
-    ("needs a CUDA device", ["--dtype=float16"]),
     ("dtype must be one of auto | float32", ["--dtype=int8"]),
     ("batch_size must be in [1, inf)", ["--batch_size=0"]),
     ("grad_clip must be in [0, inf)", ["--grad_clip=-1"]),
@@ -383,7 +445,9 @@ def test_a_finished_run_is_evaluated(run):
 def test_resume_takes_the_optimizer_settings_of_the_command_line(run):
     """Changed weight_decay and betas take effect, those of all groups, and config.json shows what was used."""
     run("train.py", "--max_iters=10", "--lr_decay_iters=20")
-    run("train.py", "--init_from=resume", "--weight_decay=0.7", "--beta1=0.5", "--beta2=0.6")
+    assert "another" not in run("train.py", "--init_from=resume", "--max_iters=12", "--lr_decay_iters=20")[1]
+    _, out, _ = run("train.py", "--init_from=resume", "--weight_decay=0.7", "--beta1=0.5", "--beta2=0.6")
+    assert out.count("trained with another weight_decay and beta1 and beta2") == 1
     groups = torch.load("out/ckpt.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
     assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.6)] * 2
@@ -411,14 +475,15 @@ def test_resume_needs_a_checkpoint_of_train_py(run, refused):
     refused("is a checkpoint of retrieve.py", "train.py", "--init_from=resume")
 
 
-def test_a_float16_run_goes_on_from_another_format(run):
-    """The checkpoint of a float32 run has no state of a GradScaler: a new one begins."""
+def test_a_run_goes_on_in_another_format(run):
+    """The checkpoint of a float32 run has no state of a GradScaler: a new one begins, and ends with float16."""
     assert run("train.py")[0] == 0
-    settings = configure([*TINY, "--max_iters=30"], "train.py", "model.py")
-    resumed = train.build_run(SimpleNamespace(**settings))
-    resumed.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    train.restore(resumed, "out/ckpt.pt", resume=True)
-    assert resumed.state["iter"] == 20 and resumed.scaler.get_scale() == 2.0 ** 16
+    for dtype, max_iters in ("float16", 30), ("bfloat16", 40):
+        assert run("train.py", "--init_from=resume", f"--dtype={dtype}", f"--max_iters={max_iters}")[0] == 0
+        checkpoint = torch.load("out/ckpt.pt", weights_only=True)
+        assert checkpoint["state"]["iter"] == max_iters
+        assert bool(checkpoint["scaler"]) == (dtype == "float16")
+    assert float(read_log("out")[-1]["val_loss"]) < float(read_log("out")[0]["val_loss"])
 
 
 def test_resume_without_a_log_starts_a_new_one(run):
