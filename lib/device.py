@@ -27,7 +27,6 @@ def setup(device, dtype, fast=True):
     """
     keep_freed_memory()
     find_compiler_cache()
-    trust_new_compiler()
     device = choose_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -51,18 +50,6 @@ def find_compiler_cache():
         os.makedirs(path, exist_ok=True)
     except OSError:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
-
-
-def trust_new_compiler():
-    """Spare PyTorch its trials of what the C++ compiler can do, which take 7 s of the first compilation.
-
-    GCC and Clang know the vector instructions that PyTorch uses from version 12 on.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        command = [os.environ.get("CXX", "g++"), "-dumpversion"]
-        version = subprocess.run(command, capture_output=True, text=True).stdout
-        if sys.platform == "linux" and int(version.split(".")[0]) >= 12:
-            os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 
 def choose_device(name):
@@ -154,6 +141,18 @@ def across_ranks(values, op=dist.ReduceOp.SUM):
 # compilation and measures
 
 
+def trust_new_compiler():
+    """Spare PyTorch its trials of what the C++ compiler can do, which take 7 s of the first compilation.
+
+    GCC and Clang know the vector instructions that PyTorch uses from version 12 on.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        command = [os.environ.get("CXX", "g++"), "-dumpversion"]
+        version = subprocess.run(command, capture_output=True, text=True).stdout
+        if sys.platform == "linux" and int(version.split(".")[0]) >= 12:
+            os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
+
 def compile_or_not(function, use, on=True):
     """torch.compile(function) where that works, else function itself; use(f) runs a candidate f once.
 
@@ -161,6 +160,7 @@ def compile_or_not(function, use, on=True):
     function raises.
     """
     if on:
+        trust_new_compiler()
         compiled = torch.compile(function)
         try:
             use(compiled)
@@ -181,6 +181,7 @@ def compile_model(model, use, on=True, whole=False):
     compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
     """
     if on:
+        trust_new_compiler()
         for module in [model] if whole else blocks_of(model):
             module.forward = torch.compile(module.forward)
         compile_loss(not whole)

@@ -13,7 +13,7 @@ import torch
 
 from lib.data import read_prompt
 from lib.device import (choose_device, choose_dtype, compile_model, compile_or_not, join_processes,
-                        measure_peak_flops, peak_memory_mb, uncompile_model)
+                        measure_peak_flops, peak_memory_mb, trust_new_compiler, uncompile_model)
 from lib.plots import save_figure
 from lib.runs import (StopSignals, load_checkpoint, lock_folder, move_run_aside, replacing, save_checkpoint,
                       train_run)
@@ -333,3 +333,19 @@ def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
     assert script.poll() is None
     script.send_signal(signal.SIGTERM)
     assert script.wait(timeout=30) == 1 and (tmp_path / "saved").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other compilers")
+@pytest.mark.parametrize("version, trusted", [("12", "1"), ("14.2.0", "1"), ("9.4.0", None), ("unknown", None)])
+def test_a_new_compiler_is_not_tried_out(version, trusted, tmp_path, monkeypatch):
+    """PyTorch is told that the vector instructions work if the compiler is new; what the user has set stays."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\necho {version}\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
+    trust_new_compiler()
+    assert os.environ["TORCHINDUCTOR_VEC_ISA_OK"] == "0"
+    monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK")
+    trust_new_compiler()
+    assert os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == trusted
