@@ -340,7 +340,7 @@ class Cache:
     def append(self, key, x):
         """Put rows x (B, ..., T, C) behind those under `key`, and return all of them, (B, ..., length + T, C)."""
         if key not in self.rows:
-            self.rows[key] = x.new_empty(*x.shape[:-2], self.block_size, x.size(-1))
+            self.rows[key] = x.new_zeros(*x.shape[:-2], self.block_size, x.size(-1))
         stop = self.length + x.size(-2)
         self.rows[key][..., self.length:stop, :] = x
         return self.rows[key][..., :stop, :]
@@ -496,7 +496,7 @@ class LanguageModel(nn.Module):
         while any(left):
             if idx.size(1) > block_size:
                 idx = idx[:, -max(1, block_size // 2):]
-                cache, unread = Cache(block_size), idx
+                cache.length, cache.states, unread = 0, {}, idx
             x = self.run_blocks(self.embed(unread if cached else idx), cache=cache if cached else None)
             drawn = sample_token(self.head(x[:, -1])[0], temperature, top_k, top_p, generator).tolist()
             tokens, new = [], []
@@ -520,4 +520,5 @@ def sample_token(logits, temperature, top_k, top_p, generator):
     p = logits.softmax(dim=-1)
     if top_p and top_p < 1:
         p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # the tokens before it add up to top_p already
-    return idx.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
+    race = p / torch.empty_like(p).exponential_(generator=generator)  # torch.multinomial would wait for the device
+    return idx.gather(1, race.argmax(dim=-1, keepdim=True))[:, 0]

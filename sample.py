@@ -10,17 +10,16 @@ cache: one more token costs one row of work per layer. LanguageModel.generate in
 import os
 import sys
 import time
+from functools import partial
 
 from configurator import run_script, share_the_cpu
 
 if __name__ == "__main__":
     share_the_cpu()  # before torch is imported
 
-import torch
-
 from lib.data import read_prompt, stream_text
-from lib.device import autocast, setup
-from lib.fast import prepare_for_sampling
+from lib.device import autocast, compile_or_not, setup
+from lib.fast import fixed_step, prepare_for_sampling, use_fixed_steps
 from lib.runs import load_model
 
 # defaults: change them by --key=value
@@ -60,7 +59,11 @@ def main(args):
     if args.fast:
         prepare_for_sampling(model, dtype)
     if args.compile:
-        model.run_blocks = torch.compile(model.run_blocks, dynamic=True)
+        def use(step):
+            use_fixed_steps(model, step)
+            with autocast(device, dtype):
+                list(model.generate([[end_of_text]], 2))
+        compile_or_not(partial(fixed_step, model), use)
 
     count, clock = 0, time.perf_counter()
     for n in range(args.num_samples):

@@ -6,6 +6,7 @@ T and S tokens, C channels, V vocabulary, N rows.
 """
 import math
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -264,7 +265,7 @@ def linear_of_few_rows(x, weight, bias=None):
 
 @torch.no_grad()
 def prepare_for_sampling(language_model, dtype):
-    """The same model, changed for inference: its matmuls take few rows faster, and its weights are in dtype.
+    """The same model, changed for inference: faster for few rows, weights in dtype, and CUDA graphs on CUDA.
 
     Autocast would cast the weights too, but anew for each token, which takes longer than the matmuls of a token.
     """
@@ -273,4 +274,116 @@ def prepare_for_sampling(language_model, dtype):
             module.weight.data = module.weight.to(dtype)
         if isinstance(module, nn.Linear):
             module.forward = partial(linear_of_few_rows, weight=module.weight, bias=module.bias)
+    if language_model.wte.weight.is_cuda:
+        use_fixed_steps(language_model)
     return language_model
+
+
+# ------------------------------------------------------------------------------------------------------------
+# sampling by steps of fixed shape: one CUDA graph, or one compilation, serves all positions. A step reads all
+# block_size rows of the cache and masks those behind its token; on a GPU this costs less than a hundred launches.
+
+
+class FixedCache(NamedTuple):
+    rows: dict              # those of a Cache
+    position: torch.Tensor  # (1,) int64: where the one token stands that a step reads
+
+    def append(self, key, x):
+        """Put x (B, ..., 1, C) at the position, and return all rows, (B, ..., block_size, C)."""
+        return self.rows[key].index_copy_(-2, self.position, x)
+
+
+def use_fixed_steps(language_model, step=None):
+    """Have run_blocks read a token that follows a cache by step(x, position, rows): `fixed_step`, or that compiled.
+
+    It changes nothing if a module that mixes tokens is new, and so has no fixed form here.
+    """
+    mixing = [module for block in language_model.blocks for group in block.mix for module in group]
+    if not language_model.config.causal or {type(module) for module in mixing} - {model.Mixer, model.Attention}:
+        return
+    for module in language_model.modules():
+        if type(module) in FIXED_FORMS:
+            module.forward = partial(FIXED_FORMS[type(module)], module)
+    step = step or partial(fixed_step, language_model)
+    language_model.run_blocks = partial(run_blocks_by_steps, language_model, step)
+
+
+def run_blocks_by_steps(language_model, step, x, n_layer=None, cache=None):
+    """LanguageModel.run_blocks; one token (B, 1, C) inside the window, behind others, goes through the step."""
+    is_step = cache and 0 < cache.length < cache.block_size and x.size(1) == 1
+    if not is_step or n_layer is not None or language_model.training:
+        return model.LanguageModel.run_blocks(language_model, x, n_layer, cache)
+    position = torch.full((1,), cache.length, device=x.device)
+    if not hasattr(cache, "step"):  # a graph reads and writes the rows of this cache
+        cache.step = capture(step, x, position, cache.rows) if x.is_cuda else step
+    cache.length += 1
+    return cache.step(x, position, cache.rows)
+
+
+def capture(step, x, position, rows):
+    """The step as a CUDA graph: one launch instead of one per kernel, always in the same memory."""
+    x, position = x.clone(), position.clone()
+    step(x, position, rows)  # once before: libraries set themselves up, and torch.compile compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step(x, position, rows)
+
+    def replay(new_x, new_position, rows):
+        x.copy_(new_x)
+        position.copy_(new_position)
+        graph.replay()
+        return y.clone()
+    return replay
+
+
+def fixed_step(language_model, x, position, rows):
+    """Embedding x (B, 1, C) of the token at a position (1,) through all blocks -> (B, 1, C); writes into the rows."""
+    if language_model.wpe:
+        x = x + language_model.wpe(position)
+    for block in language_model.blocks:
+        x = block(x, FixedCache(rows, position))
+    return x
+
+
+def fixed_conv(conv, x, cache=None):
+    """MaskedConv.forward; in a step the position's row of the matrix times the cached rows."""
+    if not isinstance(cache, FixedCache):
+        return model.MaskedConv.forward(conv, x, cache)
+    t, k = cache.position, conv.kernel_size
+    if conv.rotary:
+        x = conv.rotary(x, t)
+    x = cache.append(conv, x.to(conv.weight.dtype))                                       # (B, T, C)
+    T, C = x.shape[1:]
+    padded = F.pad(x, ((k - 1) // 2, k // 2))                                             # (B, T, C + k - 1)
+    lag = (t - torch.arange(T, device=x.device))[None]                                    # (1, T)
+    y = conv.bias[t]                                                                      # (1,)
+    for j in range(k):
+        row = conv.weight[j, lag.clamp(min=0)] if conv.toeplitz else conv.weight[j, t]    # (1, T)
+        y = y + row.masked_fill(lag < 0, 0) @ padded[..., j:j + C]
+    return y                                                                              # (B, 1, C)
+
+
+def fixed_attention(attention, x, cache=None):
+    """Attention.forward; in a step a mask hides the rows behind the position."""
+    if not isinstance(cache, FixedCache):
+        return model.Attention.forward(attention, x, cache)
+    q, k, v = attention.qkv(x, cache.position)                                            # (B, nh, 1, hs)
+    k, v = cache.append((attention, "k"), k), cache.append((attention, "v"), v)           # (B, nh, T, hs)
+    seen = torch.arange(k.size(-2), device=x.device) <= cache.position                    # (T,)
+    y = F.scaled_dot_product_attention(q, k, v, seen[None])                               # (B, nh, 1, hs)
+    return attention.c_proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class Angles(NamedTuple):
+    cos: torch.Tensor  # (1, hs/2), the row of the position
+    sin: torch.Tensor
+
+
+def fixed_rotary(rotary, x, start):
+    """Rotary.forward; in a step `start` is a tensor (1,)."""
+    if isinstance(start, torch.Tensor):
+        rotary, start = Angles(rotary.cos[start], rotary.sin[start]), 0
+    return model.Rotary.forward(rotary, x, start)
+
+
+FIXED_FORMS = {model.MaskedConv: fixed_conv, model.Attention: fixed_attention, model.Rotary: fixed_rotary}
