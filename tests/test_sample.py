@@ -4,10 +4,11 @@ import os
 import pytest
 import tiktoken
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from lib.data import stream_text
-from lib.fast import prepare_for_sampling
-from model import Cache, sample_token
+from lib.fast import prepare_for_sampling, use_fixed_steps
+from model import ARCHITECTURES, Attention, Cache, sample_token
 from test_model import build, every_variant
 
 
@@ -47,8 +48,50 @@ def test_under_autocast_the_cache_holds_what_the_matmuls_read(options):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         whole = model.run_blocks(x)
         one_by_one = torch.cat([model.run_blocks(token, cache=cache) for token in x.split(1, dim=1)], dim=1)
+        use_fixed_steps(model)
+        start, cache_of_steps = model.embed(torch.tensor([[1, 2], [6, 7]])), Cache(13)
+        steps = [model.run_blocks(part, cache=cache_of_steps) for part in (start, *x[:, 2:].split(1, dim=1))]
     assert {rows.dtype for rows in cache.rows.values()} == {torch.bfloat16}
     torch.testing.assert_close(one_by_one, whole, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=0.05, rtol=0.05)
+
+
+@every_variant
+def test_steps_of_fixed_shape_equal_the_plain_ones(options):
+    """The states to 1e-5 and the text token by token, past block_size and with two texts written in turns."""
+    plain, fixed = build(**options), build(**options)
+    use_fixed_steps(fixed)
+    x, caches = plain.embed(torch.randint(31, (3, 13))), (Cache(13), Cache(13))
+    with torch.no_grad():
+        for part in x.split([4] + [1] * 9, dim=1):
+            expected, states = (model.run_blocks(part, cache=cache) for model, cache in zip((plain, fixed), caches))
+            torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
+    assert hasattr(caches[1], "step") and not hasattr(caches[0], "step")
+    first, second = (fixed.generate(prompts, 40, temperature=0.0) for prompts in ([[1, 2, 3], [4]], [[5, 6]]))
+    in_turns = list(zip(first, second))
+    assert [a for a, _ in in_turns] == list(plain.generate([[1, 2, 3], [4]], 40, temperature=0.0))[:len(in_turns)]
+    assert [b for _, b in in_turns] == list(plain.generate([[5, 6]], 40, temperature=0.0))
+
+
+def test_a_new_mixing_module_is_sampled_plainly(monkeypatch):
+    """It may use the cache in its own way, even if it is derived from a module that has a fixed form."""
+    class Another(Attention):
+        pass
+    monkeypatch.setitem(ARCHITECTURES, "another", ARCHITECTURES["gpt"] | {"steps": [[Another]]})
+    model = build(model_type="another")
+    before = list(model.generate([[1, 2]], 20))
+    use_fixed_steps(model)
+    assert "run_blocks" not in vars(model) and list(model.generate([[1, 2]], 20)) == before
+
+
+def test_a_drawn_token_is_that_of_multinomial():
+    """From the same generator; tokens without probability are never drawn."""
+    logits = torch.randn(1000, 7, generator=torch.Generator().manual_seed(0)) - torch.tensor([1e9] + [0.0] * 6)
+    ours, theirs = (torch.Generator().manual_seed(1) for _ in range(2))
+    sorted_logits, idx = logits.sort(dim=-1, descending=True)
+    expected = idx.gather(1, torch.multinomial(sorted_logits.softmax(dim=-1), 1, generator=theirs))[:, 0]
+    drawn = sample_token(logits, 1.0, None, None, ours)
+    assert torch.equal(drawn, expected) and set(drawn.tolist()) == {1, 2, 3, 4, 5, 6}
 
 
 def test_greedy_generation_follows_the_window_rule():
@@ -113,6 +156,22 @@ def test_sample_reads_the_prompt_from_a_file(run):
         f.write("zwölf 🎲")
     status, out, _ = run("sample.py", "--out_dir=out", "--start=FILE:prompt.txt", "--num_samples=1")
     assert status == 0 and out.startswith("zwölf 🎲")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_compiled_samples_are_the_same(works, run, monkeypatch):
+    """By one compilation for all tokens, or without one, which is said, where torch.compile does not work."""
+    def broken(*_):
+        raise RuntimeError("no compiler")
+    counter = CompileCounter()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step: compile(step, backend=counter) if works else broken)
+    run("train.py")
+    arguments = "--out_dir=out", "--start=3 times", "--num_samples=2", "--max_new_tokens=30"
+    expected = run("sample.py", *arguments)[1]
+    status, out, _ = run("sample.py", *arguments, "--compile=true")
+    assert status == 0 and out.endswith(expected) and ("does not work here" in out) != works
+    assert counter.frame_count == works
 
 
 def test_bad_sample_input_is_refused(run, refused):
