@@ -322,11 +322,13 @@ def run_blocks_by_steps(language_model, step, x, n_layer=None, cache=None):
 
 def capture(step, x, position, rows):
     """The step as a CUDA graph: one launch instead of one per kernel, always in the same memory."""
-    x, position = x.clone(), position.clone()
-    step(x, position, rows)  # once before: libraries set themselves up, and torch.compile compiles
+    x, position, kind = x.clone(), position.clone(), x.device.type
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = step(x, position, rows)
+    # Without its cache, as autocast frees the casts in it: the graph would read freed memory.
+    with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+        step(x, position, rows)  # once before: libraries set themselves up, and torch.compile compiles
+        with torch.cuda.graph(graph):
+            y = step(x, position, rows)
 
     def replay(new_x, new_position, rows):
         x.copy_(new_x)

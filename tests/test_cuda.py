@@ -134,6 +134,23 @@ def test_a_captured_step_serves_all_positions(options, monkeypatch):
     assert graphs
 
 
+def test_a_graph_casts_weights_by_itself(monkeypatch):
+    """Autocast keeps casts until its end, and then frees them: a graph that reads them would not see a new bias."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    model, cache = prepare_for_sampling(build(model_type="gpt"), torch.bfloat16), Cache(13)
+    use_fixed_steps(model)
+    token, position = torch.randn(3, 1, 20), torch.tensor([2])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model.run_blocks(model.embed(torch.tensor([[1, 2], [3, 4], [5, 6]])), cache=cache)
+        replay = capture(partial(fixed_step, model), token, position, cache.rows)
+    for block in model.blocks:
+        block.mlp.c_fc.bias.data += 1
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = fixed_step(model, token, position, cache.rows)
+        assert torch.equal(replay(token, position, cache.rows), expected)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # with a GPU; the commands of results/gpu.md go further
 
