@@ -48,6 +48,7 @@ objective = "causal"              # causal | autoencode | bidirectional: see lib
 init_from = "scratch"             # scratch, resume, or a checkpoint or run whose weights are the start
 dataset = "python"                # folder in data_dir, made by prepare.py
 data_dir = "data"                 # folder of the datasets
+verify = False                    # read and check all of the dataset at the start, not a sample of it
 batch_size = 32                   # [1, inf) B: windows of block_size tokens in a forward pass
 gradient_accumulation_steps = 1   # [1, inf) forward passes per iteration, over all processes
 max_iters = 100_000               # [0, inf) the run ends when the first of three budgets is used up; 0: no limit
@@ -286,14 +287,17 @@ def import_wandb():
     return wandb
 
 
-def load_data(folder, block_size, rank):
-    """(meta, {"train": tokens, "val": tokens}) of a dataset. Raises ValueError if it is too short."""
+def load_data(folder, block_size, rank, verify=False):
+    """(meta, {"train": tokens, "val": tokens}) of a dataset. Raises ValueError if it is too short or damaged."""
     if os.path.basename(folder) == "python" and rank == 0:
         prepare_missing(folder, "--dataset=python")
     if dist.is_initialized():
         dist.barrier()
     meta = load_meta(folder)
-    data = {split: load_tokens(folder, split, meta) for split in ("train", "val")}
+    check = "all" if verify else "sample"
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        check = "none"  # the first process on each machine does it
+    data = {split: load_tokens(folder, split, meta, check) for split in ("train", "val")}
     for split, tokens in data.items():
         if len(tokens) <= 2 * block_size:
             raise ValueError(f"{folder}/{split}.bin has {len(tokens)} tokens, too few for block_size {block_size}: "
@@ -341,7 +345,7 @@ def build_run(args):
     rank, world_size = join_processes(device, args.backend)
     check_settings(args, world_size)
     out_dir = args.out_dir.replace("{model_type}", args.model_type)
-    meta, data = load_data(os.path.join(args.data_dir, args.dataset), args.block_size, rank)
+    meta, data = load_data(os.path.join(args.data_dir, args.dataset), args.block_size, rank, args.verify)
     model_config = build_config(vars(args), meta["vocab_size"])
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)

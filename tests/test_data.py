@@ -1,0 +1,102 @@
+"""lib/data.py: damage is found."""
+import json
+
+import numpy as np
+import pytest
+from conftest import flip
+
+from lib import data
+from lib.data import load_meta, load_tokens, write_meta
+from train import load_data
+
+
+@pytest.fixture
+def make_dataset(tmp_path, monkeypatch):
+    """make_dataset(number of pieces) -> a folder; the pieces have 64 bytes, the last one 38."""
+    monkeypatch.setattr(data, "PIECE_BYTES", 64)
+
+    def make(n_pieces):
+        folder = tmp_path / f"{n_pieces}"
+        folder.mkdir()
+        n_tokens = 32 * n_pieces - 13
+        for split in "train", "val":
+            np.arange(n_tokens, dtype=np.uint16).tofile(folder / f"{split}.bin")
+        (folder / "tokenizer.tiktoken").write_text("YQ== 0\n", encoding="utf-8")
+        write_meta(folder, {"dtype": "uint16", "train": {"tokens": n_tokens}, "val": {"tokens": n_tokens}})
+        return folder
+    return make
+
+
+def found(folder, check):
+    """The numbers of the pieces in which load_tokens finds a changed bit."""
+    meta, numbers = load_meta(folder), []
+    for number in range(len(meta["pieces"]["train.bin"])):
+        flip(folder / "train.bin", 64 * number + 37)
+        try:
+            load_tokens(folder, "train", meta, check)
+        except ValueError as e:
+            assert "train.bin is damaged" in str(e)
+            numbers.append(number)
+        flip(folder / "train.bin", 64 * number + 37)
+    return numbers
+
+
+@pytest.mark.parametrize("n_pieces", [1, 2, 4])
+def test_a_small_file_is_checked_whole(n_pieces, make_dataset):
+    """One changed bit is found in each of up to four pieces."""
+    assert found(make_dataset(n_pieces), "sample") == list(range(n_pieces))
+
+
+def test_four_pieces_of_a_large_file_are_checked(make_dataset):
+    """The first, the last and two others, always the same ones; all of them on demand; none in other processes."""
+    folder = make_dataset(11)
+    sample = found(folder, "sample")
+    assert len(sample) == 4 and sample[0] == 0 and sample[-1] == 10 and sample == found(folder, "sample")
+    assert found(folder, "all") == list(range(11))
+    assert found(folder, "none") == []
+
+
+def test_pieces_that_changed_places_are_damage(make_dataset):
+    """The bytes are the same, and their order is not."""
+    folder = make_dataset(5)
+    content = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(content[64:128] + content[:64] + content[128:])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_tokens(folder, "train", load_meta(folder))
+
+
+def test_the_size_is_checked_by_every_process(make_dataset):
+    """Whatever else is checked."""
+    folder = make_dataset(5)
+    with open(folder / "train.bin", "ab") as f:
+        f.write(b"\0\0")
+    for check in "none", "sample", "all":
+        with pytest.raises(ValueError, match="train.bin has 296 bytes, but should have 294"):
+            load_tokens(folder, "train", load_meta(folder), check)
+
+
+def test_a_dataset_without_checksums_of_pieces_is_checked_whole(make_dataset):
+    """An older prepare.py made it; its checksums are those of today."""
+    folder = make_dataset(11)
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    del meta["pieces"]
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    assert load_meta(folder)["crc32"] == meta["crc32"]
+    assert len(load_tokens(folder, "train", load_meta(folder))) == meta["train"]["tokens"]
+    for place in range(0, 678, 113):
+        flip(folder / "train.bin", place)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_tokens(folder, "train", load_meta(folder))
+        flip(folder / "train.bin", place)
+
+
+def test_one_process_per_machine_reads_the_checksums(make_dataset, monkeypatch):
+    """torchrun numbers the processes of a machine by LOCAL_RANK; the first one checks, all of it with verify."""
+    folder, calls = make_dataset(11), []
+    monkeypatch.setattr("train.load_tokens", lambda folder, split, meta, check: calls.append(check) or range(99))
+    for local_rank, verify in ("0", False), ("0", True), ("1", False), ("1", True):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        load_data(str(folder), 11, 1, verify)
+    monkeypatch.delenv("LOCAL_RANK")
+    load_data(str(folder), 11, 0)
+    assert calls[::2] == calls[1::2] == ["sample", "all", "none", "none", "sample"]
