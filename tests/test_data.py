@@ -1,4 +1,4 @@
-"""lib/data.py: damage is found."""
+"""lib/data.py: damage is found, and the order of the windows never changes."""
 import json
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from conftest import flip
 
 from lib import data
-from lib.data import load_meta, load_tokens, write_meta
+from lib.data import load_meta, load_tokens, training_windows, write_meta
 from train import load_data
 
 
@@ -100,3 +100,21 @@ def test_one_process_per_machine_reads_the_checksums(make_dataset, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK")
     load_data(str(folder), 11, 0)
     assert calls[::2] == calls[1::2] == ["sample", "all", "none", "none", "sample"]
+
+
+@pytest.mark.parametrize("n_tokens, block_size", [(1009, 13), (70_001, 1), (3_000_017, 29)])
+def test_the_order_of_the_data_never_changes(n_tokens, block_size):
+    """It is that of a permutation of 64-bit integers, as in the first release, for each seed and epoch."""
+    for seed, epoch in (0, 0), (1337, 1), (2 ** 40, 7):
+        rng = np.random.default_rng((seed, epoch))
+        offset = rng.integers(block_size)
+        n_windows = (n_tokens - 1 - offset) // block_size
+        expected = offset + block_size * rng.permutation(n_windows)
+        starts, position = training_windows(n_tokens, block_size, seed, (epoch, 0), n_windows)
+        assert starts == expected.tolist() and position == (epoch, n_windows)
+
+
+def test_starts_beyond_32_bits_are_exact(monkeypatch):
+    """Ten billion tokens: starts do not wrap around."""
+    monkeypatch.setattr(data, "epoch_order", lambda *_: (7, np.array([19_531_249, 0], dtype=np.uint32)))
+    assert training_windows(10 ** 10, 512, 0, (0, 0), 2)[0] == [9_999_999_495, 7]
