@@ -25,6 +25,7 @@ import base64
 import json
 import os
 import re
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -33,7 +34,7 @@ import tiktoken
 from tqdm import tqdm
 
 from configurator import run_script
-from lib.data import build_tokenizer, replacing_folder, write_meta
+from lib.data import END_OF_TEXT, build_tokenizer, replacing_folder, write_meta
 from lib.sources import (HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
                          split_documents, split_hub, split_python, split_python_pairs, split_rows)
 
@@ -57,7 +58,8 @@ PATTERN = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r"|\s{0,256}[\r\n]+|\s{1,256}(?!\S)|\s")
 
 TOKENIZER_MB = 200       # MB of text that are enough to train a tokenizer
-BATCH_CHARS = 8_000_000  # characters that are held and encoded at a time
+BATCH_CHARS = 500_000    # characters that are encoded at a time
+SIDES = "train", "val"
 FILES = {"train.bin", "val.bin", "tokenizer.tiktoken", "meta.json"}
 PAIR_FILES = {"train.jsonl", "val.jsonl", "meta.json"}
 
@@ -110,29 +112,55 @@ def batches(documents):
     yield batch
 
 
-def encode_documents(documents, meta, folder):
-    """Write train.bin and val.bin into folder. Returns {side: {"tokens", "documents", "bytes" of UTF-8}}."""
+def encode(texts, tokenizer):
+    """The ids of all texts in one array, with the id of end of text after each text.
+
+    One call for all texts is three times as fast as a call for each, but takes END_OF_TEXT inside a text for its end.
+    """
+    if not any(END_OF_TEXT in text for text in texts):
+        return tokenizer.encode_to_numpy(END_OF_TEXT.join([*texts, ""]), allowed_special={END_OF_TEXT})
+    parts = []
+    for text in texts:
+        parts += [tokenizer.encode_to_numpy(text, disallowed_special=()), [tokenizer.eot_token]]
+    return np.concatenate(parts)
+
+
+def encode_batches(documents, meta):
+    """Yield ([(side, document)], {side: ids}) in the order of the documents; threads encode some batches ahead."""
     tokenizer = build_tokenizer(meta)
 
-    def encode(text):
+    def encode_sides(batch):
+        texts = {side: [text for where, text in batch if where == side] for side in SIDES}
         try:
-            return tokenizer.encode_to_numpy(text, disallowed_special=())  # all text is plain text
+            return batch, {side: encode(texts[side], tokenizer).astype(meta["dtype"]) for side in SIDES}
         except ValueError as e:
             raise ValueError(f"tokenizer {meta['tokenizer']} cannot encode this text: {e}") from None
 
-    counts = {side: {"tokens": 0, "documents": 0, "bytes": 0} for side in ("train", "val")}
-    with (open(f"{folder}/train.bin", "wb") as train, open(f"{folder}/val.bin", "wb") as val,
-          ThreadPoolExecutor(os.cpu_count()) as pool,
-          tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pending = deque()
         for batch in batches(documents):
-            for (side, text), ids in zip(batch, pool.map(encode, [text for _, text in batch])):
-                file = train if side == "train" else val
-                file.write(np.append(ids, meta["eot_id"]).astype(meta["dtype"]))
+            pending.append(pool.submit(encode_sides, batch))
+            if len(pending) > 2 * os.cpu_count():
+                yield pending.popleft().result()
+        for job in pending:
+            yield job.result()
+
+
+def encode_documents(documents, meta, folder):
+    """Write train.bin and val.bin into folder. Returns {side: {"tokens", "documents", "bytes" of UTF-8}}."""
+    counts = {side: {"tokens": 0, "documents": 0, "bytes": 0} for side in SIDES}
+    with (open(f"{folder}/train.bin", "wb") as train, open(f"{folder}/val.bin", "wb") as val,
+          tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar):
+        files = {"train": train, "val": val}
+        for batch, ids in encode_batches(documents, meta):
+            for side, file in files.items():
+                file.write(ids[side])
+                counts[side]["tokens"] += len(ids[side])
+            for side, text in batch:
                 n_bytes = len(text.encode())
-                bar.update(n_bytes)
-                counts[side]["tokens"] += len(ids) + 1
                 counts[side]["documents"] += 1
                 counts[side]["bytes"] += n_bytes
+                bar.update(n_bytes)
     return counts
 
 
@@ -180,7 +208,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             made = make_tokenizer(tokenizer, vocab_size, texts)
         meta = {"name": dataset, "source": source, "options": options} | made
         meta |= encode_documents(first_mb(split(), max_mb), made, temporary)
-        for side in ("train", "val"):
+        for side in SIDES:
             if not meta[side]["documents"]:
                 raise ValueError(f"the {side} split is empty: give more text, or another --val_fraction")
         with open(f"{temporary}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:

@@ -202,6 +202,18 @@ def test_bins_are_an_encoding_of_the_documents(run, tmp_path):
     assert meta["vocab_size"] == 500 and meta["eot_id"] == 499
 
 
+@pytest.mark.parametrize("name", ["bpe", "byte"])
+def test_texts_encoded_together_are_those_encoded_alone(name):
+    """Whatever stands at the ends of two texts, and with an end-of-text separator inside one or not."""
+    tokenizer = build_tokenizer(make_tokenizer(name, 400, STORIES))
+    plain = [text for text in HOSTILE if EOT not in text] + [EOT[:5], EOT[5:], EOT[:-1], ">", EOT[1:]]
+    for texts in (plain, plain[::-1], [*plain, *HOSTILE], [EOT], [""], []):
+        ids = []
+        for text in texts:
+            ids += [*tokenizer.encode_ordinary(text), tokenizer.eot_token]
+        assert module.encode(texts, tokenizer).tolist() == ids
+
+
 def test_batches_do_not_change_the_result(run, tmp_path, monkeypatch):
     """Many small batches give the bytes that one large gives, and so does a second run."""
     path = write(tmp_path / "a.txt", EOT.join(STORIES))
