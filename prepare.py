@@ -19,12 +19,15 @@ of texts, or a folder that holds such files. The script writes into data/<datase
     meta.json                  sizes, dtype, end-of-text id, and the regex that splits text before it is tokenized
     train.jsonl, val.jsonl     pairs, with the keys query and passage; no passage is in both, and no pair comes twice
 
-The same text gives the same files. A long text needs little memory, unless a single document is huge.
+The same text gives the same files. A long text needs little memory, unless a single document is huge. If the script is
+interrupted, the same command goes on where it was, to the nearest 100 MB of text.
 """
 import base64
+import itertools
 import json
 import os
 import re
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,7 +37,8 @@ import tiktoken
 from tqdm import tqdm
 
 from configurator import run_script
-from lib.data import END_OF_TEXT, build_tokenizer, replacing_folder, write_meta
+from lib.data import (END_OF_TEXT, PROGRESS, build_tokenizer, load_progress, replacing_folder, save_progress,
+                      write_meta)
 from lib.sources import (HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
                          split_documents, split_hub, split_python, split_python_pairs, split_rows)
 
@@ -59,6 +63,7 @@ PATTERN = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
 
 TOKENIZER_MB = 200       # MB of text that are enough to train a tokenizer
 BATCH_CHARS = 500_000    # characters that are encoded at a time
+SAVE_BATCHES = 200       # batches between two records of the progress
 SIDES = "train", "val"
 FILES = {"train.bin", "val.bin", "tokenizer.tiktoken", "meta.json"}
 PAIR_FILES = {"train.jsonl", "val.jsonl", "meta.json"}
@@ -146,22 +151,43 @@ def encode_batches(documents, meta):
             yield job.result()
 
 
-def encode_documents(documents, meta, folder):
-    """Write train.bin and val.bin into folder. Returns {side: {"tokens", "documents", "bytes" of UTF-8}}."""
-    counts = {side: {"tokens": 0, "documents": 0, "bytes": 0} for side in SIDES}
-    with (open(f"{folder}/train.bin", "wb") as train, open(f"{folder}/val.bin", "wb") as val,
+def skip_documents(documents, progress, folder):
+    """Take the documents that are encoded already. Raises ValueError if they are not the same any more."""
+    checksum, n_done = 0, sum(progress[side]["documents"] for side in SIDES)
+    for _, text in itertools.islice(documents, n_done):
+        checksum = zlib.crc32(text.encode(), checksum)
+    if checksum != progress["checksum"]:
+        os.remove(f"{folder}/{PROGRESS}")
+        raise ValueError("the text has changed since prepare.py was interrupted: run it again, to start anew")
+
+
+def encode_documents(documents, progress, folder):
+    """Append to train.bin and val.bin in folder what comes after `progress`, and keep count in it.
+
+    It is saved after every SAVE_BATCHES batches. A run that starts from it writes the bytes that one run would write.
+    """
+    meta = progress["tokenizer"]
+    with (open(f"{folder}/train.bin", "ab") as train, open(f"{folder}/val.bin", "ab") as val,
           tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar):
         files = {"train": train, "val": val}
-        for batch, ids in encode_batches(documents, meta):
+        for side, file in files.items():
+            file.truncate(progress[side]["tokens"] * np.dtype(meta["dtype"]).itemsize)  # nobody counted the rest
+        skip_documents(documents, progress, folder)
+        for number, (batch, ids) in enumerate(encode_batches(documents, meta), 1):
             for side, file in files.items():
                 file.write(ids[side])
-                counts[side]["tokens"] += len(ids[side])
+                progress[side]["tokens"] += len(ids[side])
             for side, text in batch:
-                n_bytes = len(text.encode())
-                counts[side]["documents"] += 1
-                counts[side]["bytes"] += n_bytes
-                bar.update(n_bytes)
-    return counts
+                raw = text.encode()
+                progress["checksum"] = zlib.crc32(raw, progress["checksum"])
+                progress[side]["documents"] += 1
+                progress[side]["bytes"] += len(raw)
+                bar.update(len(raw))
+            if number % SAVE_BATCHES == 0:
+                for file in files.values():
+                    file.flush()
+                    os.fsync(file.fileno())  # on the disk before the progress says so
+                save_progress(folder, progress)
 
 
 def choose_name(dataset, path):
@@ -201,14 +227,21 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
         raise ValueError(f"unknown dataset {dataset!r}; choose one of python, {', '.join(HUB)}, and --input=FILE")
 
     folder = os.path.join(data_dir, dataset)
-    with replacing_folder(folder, FILES) as temporary:
-        documents = first_mb(split(), min(max_mb or TOKENIZER_MB, TOKENIZER_MB))
-        with tqdm(documents, desc="reading for the tokenizer", unit=" documents", disable=None) as documents:
-            texts = (text for side, text in documents if side == "train")
-            made = make_tokenizer(tokenizer, vocab_size, texts)
-        meta = {"name": dataset, "source": source, "options": options} | made
-        meta |= encode_documents(first_mb(split(), max_mb), made, temporary)
+    with replacing_folder(folder, FILES, options) as temporary:
+        progress = load_progress(temporary, options)
+        if progress:
+            print(f"going on after {progress['train']['documents']:,} documents to train on", flush=True)
+        else:
+            documents = first_mb(split(), min(max_mb or TOKENIZER_MB, TOKENIZER_MB))
+            with tqdm(documents, desc="reading for the tokenizer", unit=" documents", disable=None) as documents:
+                texts = (text for side, text in documents if side == "train")
+                made = make_tokenizer(tokenizer, vocab_size, texts)
+            progress = {"options": options, "tokenizer": made, "checksum": 0}
+            progress |= {side: {"tokens": 0, "documents": 0, "bytes": 0} for side in SIDES}
+        encode_documents(first_mb(split(), max_mb), progress, temporary)
+        meta = {"name": dataset, "source": source, "options": options} | progress["tokenizer"]
         for side in SIDES:
+            meta[side] = progress[side]
             if not meta[side]["documents"]:
                 raise ValueError(f"the {side} split is empty: give more text, or another --val_fraction")
         with open(f"{temporary}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:

@@ -27,6 +27,7 @@ except ImportError:  # Windows
     fcntl = None
 
 END_OF_TEXT = "<|endoftext|>"
+PROGRESS = "progress.json"  # in a temporary folder: how far an unfinished prepare.py came
 PIECE_BYTES = 2 ** 26  # a checksum of its own belongs to each piece of this size of a token file
 LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory")  # file managers leave these
 
@@ -65,10 +66,31 @@ def locking(folder):
                 os.remove(path)
 
 
+def load_progress(folder, options):
+    """What save_progress has saved for the same options; {} if there is none."""
+    try:
+        with open(os.path.join(folder, PROGRESS), encoding="utf-8") as f:
+            progress = json.load(f)
+    except FileNotFoundError:
+        return {}
+    return progress if progress["options"] == options else {}
+
+
+def save_progress(folder, progress):
+    """Save a dict, with the options of the work among its keys, so that the work can go on after an interruption."""
+    temporary = os.path.join(folder, "meta.json")  # if it is left over, the end of the work replaces it
+    with open(temporary, "w", encoding="utf-8") as f:
+        json.dump(progress, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, os.path.join(folder, PROGRESS))
+
+
 @contextlib.contextmanager
-def replacing_folder(folder, files):
+def replacing_folder(folder, files, options=None):
     """A temporary folder that takes the place of `folder`, whole, at the end; a link to a folder stays a link.
 
+    It is removed if the work fails, unless there is progress: then the next call with the same options goes on in it.
     Raises ValueError if `folder` holds other files than `files`, the names a dataset may hold, and OSError if it
     cannot be written.
     """
@@ -82,17 +104,24 @@ def replacing_folder(folder, files):
             names = os.listdir(real) if os.path.exists(real) else []
             if any(name not in files and not LITTER.fullmatch(name) for name in names):
                 raise ValueError(f"{folder} holds files that are not a dataset's: move them, or give --dataset=NAME")
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.makedirs(temporary)
+            if not load_progress(temporary, options):
+                shutil.rmtree(temporary, ignore_errors=True)
+            os.makedirs(temporary, exist_ok=True)
+            progress = os.path.join(temporary, PROGRESS)
             try:
                 yield temporary
                 if os.path.exists(real):
                     shutil.rmtree(old, ignore_errors=True)
                     os.rename(real, old)
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(progress)
                 os.rename(temporary, real)
                 shutil.rmtree(old, ignore_errors=True)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                if os.path.exists(progress):
+                    print(f"{temporary} keeps what is done: the same command goes on from there", flush=True)
+                else:
+                    shutil.rmtree(temporary, ignore_errors=True)
     except ConnectionError:
         raise
     except OSError as e:
@@ -138,7 +167,7 @@ def crc32_of_piece(path, number):
 def write_meta(folder, meta):
     """Write meta.json, with checksums of it, of all other files in the folder, and of the pieces of its .bin files."""
     sums, pieces = {}, {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted({*os.listdir(folder)} - {PROGRESS}):
         path = os.path.join(folder, name)
         sums[name] = crc32(path)
         if name.endswith(".bin"):

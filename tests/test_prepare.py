@@ -522,6 +522,134 @@ def test_leftovers_of_a_killed_run_are_removed(run, tmp_path):
     assert set(files_of(tmp_path / "data/a")) == module.FILES
 
 
+class Stream:
+    """The documents of STORIES in the place of read_input, without `gone` after the second pass begins."""
+
+    def __init__(self, dies_at):
+        self.dies_at, self.passes = dies_at, 0
+
+    def __call__(self, *_):
+        self.passes += 1
+        for number, text in enumerate(STORIES):
+            if self.passes == 2 and number == self.dies_at:
+                raise ConnectionError("the hub is gone")
+            yield text
+
+
+@pytest.fixture
+def interrupted(run, tmp_path, monkeypatch):
+    """interrupted(n) prepares data/a with a source that fails after n of 300 documents; returns the rest of the work.
+
+    The rest is a function of settings, which runs prepare and returns (files, documents that were encoded, sorted, and
+    passes over the source). Progress is saved about every 20 documents.
+    """
+    monkeypatch.setattr(module, "BATCH_CHARS", 500)
+    monkeypatch.setattr(module, "SAVE_BATCHES", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # more would encode all of it ahead
+    path = write(tmp_path / "a.txt", EOT.join(STORIES))
+    encode, encoded = module.encode, []
+
+    def counting(texts, tokenizer):
+        encoded.extend(texts)
+        return encode(texts, tokenizer)
+    monkeypatch.setattr(module, "encode", counting)
+
+    def rest(**settings):
+        encoded.clear()
+        stream = Stream(None)
+        monkeypatch.setattr(module, "read_input", stream)
+        run(input=path, **settings)
+        assert os.listdir(tmp_path / "data") == ["a"]
+        return files_of(tmp_path / "data/a"), sorted(encoded), stream.passes
+
+    def interrupted(dies_at):
+        monkeypatch.setattr(module, "read_input", Stream(dies_at))
+        with pytest.raises(ConnectionError):
+            run(input=path)
+        return rest
+    interrupted.straight = rest
+    return interrupted
+
+
+@pytest.mark.parametrize("dies_at", [150, 299])
+def test_an_interrupted_run_goes_on(dies_at, interrupted, capsys):
+    """The files are those of one run, byte by byte; what was encoded is not encoded again, the tokenizer stays."""
+    straight, all_documents, passes = interrupted.straight()
+    assert set(straight) == module.FILES and all_documents == sorted(STORIES) and passes == 2
+    rest = interrupted(dies_at)
+    assert "a.tmp keeps what is done" in capsys.readouterr().out
+    files, encoded, passes = rest()
+    assert files == straight and passes == 1 and "going on after" in capsys.readouterr().out
+    assert encoded == sorted(STORIES[300 - len(encoded):])
+    assert 300 - dies_at <= len(encoded) < 300 - dies_at + 100  # batches on the way are lost
+    assert rest()[1:] == (all_documents, 2)  # nothing is left of it
+
+
+def test_a_run_goes_on_twice(interrupted, run, tmp_path, monkeypatch):
+    """Interrupted again while it goes on, it still gives the same bytes."""
+    straight = interrupted.straight()[0]
+    rest = interrupted(150)
+    stream = Stream(250)
+    stream.passes = 1  # the tokenizer needs no pass of its own this time
+    monkeypatch.setattr(module, "read_input", stream)
+    with pytest.raises(ConnectionError):
+        run(input=tmp_path / "a.txt")
+    files, encoded, _ = rest()
+    assert files == straight and len(encoded) < 150
+
+
+@pytest.mark.parametrize("settings", [{"vocab_size": 301}, {"tokenizer": "byte"}, {"val_fraction": 0.2}])
+def test_another_command_does_not_go_on(settings, interrupted):
+    """Its files are those of a run of its own, and the unfinished work is gone."""
+    straight = interrupted.straight(**settings)
+    rest = interrupted(150)
+    assert rest(**settings) == straight
+    assert rest()[2] == 2
+
+
+def test_other_text_does_not_go_on(interrupted, run, tmp_path, monkeypatch):
+    """If what was encoded has changed, the command says so, and begins anew when it is given again."""
+    rest = interrupted(150)
+    monkeypatch.setattr(module, "read_input", lambda *_: iter(["Another story.", *STORIES[1:]]))
+    with pytest.raises(ValueError, match="the text has changed"):
+        run(input=tmp_path / "a.txt")
+    assert rest()[1] == sorted(STORIES)
+
+
+def test_a_killed_run_goes_on(run, tmp_path):
+    """Killed without a chance to tidy up: the same command gives the same bytes."""
+    path = write(tmp_path / "a.txt", EOT.join(STORIES))
+    code = """if True:
+        import os, sys, time
+        os.cpu_count = lambda: 2
+        sys.path.insert(0, sys.argv.pop(1))
+        import prepare
+        from configurator import run_script
+        prepare.BATCH_CHARS, prepare.SAVE_BATCHES = 500, 2
+        whole, passes = prepare.read_input, []
+
+        def read_input(*arguments):
+            passes.append(1)
+            for number, text in enumerate(whole(*arguments)):
+                if len(passes) == 2 and number == 200:
+                    print("here", flush=True)
+                    time.sleep(600)
+                yield text
+        prepare.read_input = read_input
+        run_script(prepare.main, "prepare.py")"""
+    settings = [f"--input={path}", f"--data_dir={tmp_path / 'data'}", "--vocab_size=300"]
+    command = [sys.executable, "-c", code, os.path.dirname(module.__file__), *settings]
+    run(input=path)
+    straight = files_of(tmp_path / "data/a")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        process.kill()
+    assert files_of(tmp_path / "data/a") == straight and "progress.json" in files_of(tmp_path / "data/a.tmp")
+    done = subprocess.run([sys.executable, module.__file__, *settings], check=True, capture_output=True, text=True)
+    assert re.search(r"going on after 1\d\d documents", done.stdout)
+    assert files_of(tmp_path / "data/a") == straight and os.listdir(tmp_path / "data") == ["a"]
+
+
 def test_a_second_prepare_waits(tmp_path):
     """It says so, and makes the dataset when the first has ended; no lock is left behind."""
     write(tmp_path / "a.txt", EOT.join(STORIES))
