@@ -230,7 +230,8 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
     with replacing_folder(folder, FILES, options) as temporary:
         progress = load_progress(temporary, options)
         if progress:
-            print(f"going on after {progress['train']['documents']:,} documents to train on", flush=True)
+            n_done = progress["train"]["documents"]
+            print(f"going on after {n_done:,} documents to train on, which are read again to compare them", flush=True)
         else:
             documents = first_mb(split(), min(max_mb or TOKENIZER_MB, TOKENIZER_MB))
             with tqdm(documents, desc="reading for the tokenizer", unit=" documents", disable=None) as documents:

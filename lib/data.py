@@ -71,7 +71,7 @@ def load_progress(folder, options):
     try:
         with open(os.path.join(folder, PROGRESS), encoding="utf-8") as f:
             progress = json.load(f)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return {}
     return progress if progress["options"] == options else {}
 

@@ -512,9 +512,10 @@ def test_crash_leaves_nothing(run, tmp_path, monkeypatch):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_leftovers_of_a_killed_run_are_removed(run, tmp_path):
+@pytest.mark.parametrize("name", ["train.bin", "progress.json"])
+def test_leftovers_of_a_killed_run_are_removed(name, run, tmp_path):
     """What a killed run left beside the dataset does not get into the next one."""
-    write(tmp_path / "data/a.tmp/train.bin", b"half")
+    write(tmp_path / "data/a.tmp" / name, b"half")
     write(tmp_path / "data/a.old/meta.json", b"older")
     write(tmp_path / "data/a/meta.json", b"old")
     run(input=write(tmp_path / "a.txt", "some text " * 50))
