@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.device import autocast, compile_model, compile_or_not, dtype_name, measure_peak_flops, setup
-from lib.fast import compile_loss, masked_product, prepare_for_sampling
+from lib.fast import compile_loss, fixed_step, masked_product, prepare_for_sampling, use_fixed_steps
 from lib.inversion import descend, distances, hidden_states
 from lib.retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
 from lib.runs import build_config, replacing
@@ -150,7 +150,7 @@ def sample(c, B, run, cached=True, compile=False):
     flops = B * (model.estimate_flops(T) + reread * flops_of_blocks(model, T))
     n_bytes = bytes_read(model, B, T, run) if cached else None
     if compile and run.compile:  # as sample.py does it
-        model.run_blocks = torch.compile(model.run_blocks, dynamic=True)
+        use_fixed_steps(model, torch.compile(partial(fixed_step, model)))
     steps = model.generate([[0] * T] * B, 10 ** 9, top_k=50, cached=cached)
 
     def call():
