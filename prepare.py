@@ -152,7 +152,7 @@ def encode_batches(documents, meta):
 
 
 def skip_documents(documents, progress, folder):
-    """Take the documents that are encoded already. Raises ValueError if they are not the same any more."""
+    """Read past the documents that are encoded already. Raises ValueError if their text has changed."""
     checksum, n_done = 0, sum(progress[side]["documents"] for side in SIDES)
     for _, text in itertools.islice(documents, n_done):
         checksum = zlib.crc32(text.encode(), checksum)
@@ -162,16 +162,17 @@ def skip_documents(documents, progress, folder):
 
 
 def encode_documents(documents, progress, folder):
-    """Append to train.bin and val.bin in folder what comes after `progress`, and keep count in it.
+    """Append the ids of the documents that come after `progress` to train.bin and val.bin in folder.
 
-    It is saved after every SAVE_BATCHES batches. A run that starts from it writes the bytes that one run would write.
+    It counts them in `progress`, and saves that after every SAVE_BATCHES batches. A run that goes on from there gives
+    the bytes of a run without interruption.
     """
     meta = progress["tokenizer"]
     with (open(f"{folder}/train.bin", "ab") as train, open(f"{folder}/val.bin", "ab") as val,
           tqdm(desc="encoding", unit="B", unit_scale=True, disable=None) as bar):
         files = {"train": train, "val": val}
         for side, file in files.items():
-            file.truncate(progress[side]["tokens"] * np.dtype(meta["dtype"]).itemsize)  # nobody counted the rest
+            file.truncate(progress[side]["tokens"] * np.dtype(meta["dtype"]).itemsize)  # the rest is not saved
         skip_documents(documents, progress, folder)
         for number, (batch, ids) in enumerate(encode_batches(documents, meta), 1):
             for side, file in files.items():

@@ -27,8 +27,8 @@ except ImportError:  # Windows
     fcntl = None
 
 END_OF_TEXT = "<|endoftext|>"
-PROGRESS = "progress.json"  # in a temporary folder: how far an unfinished prepare.py came
-PIECE_BYTES = 2 ** 26  # a checksum of its own belongs to each piece of this size of a token file
+PROGRESS = "progress.json"  # says, in a temporary folder, how far an interrupted prepare.py got
+PIECE_BYTES = 2 ** 26  # size of a piece of a token file; each piece has a checksum of its own
 LITTER = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory")  # file managers leave these
 
 
@@ -67,7 +67,7 @@ def locking(folder):
 
 
 def load_progress(folder, options):
-    """What save_progress has saved for the same options; {} if there is none."""
+    """The progress that save_progress has saved for the same options; {} if there is none."""
     try:
         with open(os.path.join(folder, PROGRESS), encoding="utf-8") as f:
             progress = json.load(f)
@@ -78,7 +78,7 @@ def load_progress(folder, options):
 
 def save_progress(folder, progress):
     """Save a dict, with the options of the work among its keys, so that the work can go on after an interruption."""
-    temporary = os.path.join(folder, "meta.json")  # if it is left over, the end of the work replaces it
+    temporary = os.path.join(folder, "meta.json")  # write_meta will replace it, if it is left over
     with open(temporary, "w", encoding="utf-8") as f:
         json.dump(progress, f)
         f.flush()
@@ -216,7 +216,7 @@ def is_damaged(path, meta, check):
 def load_tokens(folder, split, meta, check="sample"):
     """The token ids of a split, "train" or "val": an array on disk, (tokens,). Raises ValueError if it is damaged.
 
-    Its size is always checked; check, which is "none", "sample" or "all", says how much of it is read for checksums.
+    It always checks the size. `check` says how much it reads to compare checksums: "none", "sample" or "all".
     """
     path = os.path.join(folder, f"{split}.bin")
     dtype, n_tokens = np.dtype(meta["dtype"]), meta[split]["tokens"]
@@ -273,7 +273,10 @@ def epoch_order(n_tokens, block_size, seed, epoch):
 
 
 def epoch_starts(n_tokens, block_size, seed, epoch, first=0, last=None):
-    """Starts of the windows first to last of an epoch's order, (n,). n_tokens must be more than 2 * block_size."""
+    """Starts of the windows from place `first` to `last` in the order of an epoch, (n,), all of them by default.
+
+    n_tokens must be more than 2 * block_size.
+    """
     offset, order = epoch_order(n_tokens, block_size, seed, epoch)
     return offset + block_size * order[first:last].astype(np.int64)
 

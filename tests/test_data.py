@@ -104,7 +104,7 @@ def test_one_process_per_machine_reads_the_checksums(make_dataset, monkeypatch):
 
 @pytest.mark.parametrize("n_tokens, block_size", [(1009, 13), (70_001, 1), (3_000_017, 29)])
 def test_the_order_of_the_data_never_changes(n_tokens, block_size):
-    """It is that of a permutation of 64-bit integers, as in the first release, for each seed and epoch."""
+    """For each seed and epoch it equals a permutation of 64-bit integers, as in the first release."""
     for seed, epoch in (0, 0), (1337, 1), (2 ** 40, 7):
         rng = np.random.default_rng((seed, epoch))
         offset = rng.integers(block_size)
