@@ -120,7 +120,7 @@ def batches(documents):
 def encode(texts, tokenizer):
     """The ids of all texts in one array, with the id of end of text after each text.
 
-    One call for all texts is three times as fast as a call for each, but takes END_OF_TEXT inside a text for its end.
+    One call for all texts is faster than a call for each, but takes END_OF_TEXT inside a text for its end.
     """
     if not any(END_OF_TEXT in text for text in texts):
         return tokenizer.encode_to_numpy(END_OF_TEXT.join([*texts, ""]), allowed_special={END_OF_TEXT})
