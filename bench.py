@@ -126,7 +126,7 @@ def train_matmuls(c, B, run):
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if "mm" in function.name() or "scaled_dot_product" in function.name():
+            if "mm" in function.name() or "attention" in function.name():
                 matmuls.append((function, args, kwargs or {}))
             return function(*args, **kwargs or {})
     compile_loss(False)  # compiled code would hide its matmuls

@@ -222,7 +222,7 @@ def different_setting(checkpoint, settings, with_budgets=False):
     used = checkpoint["config"] | checkpoint["model_config"]
     wanted = settings | asdict(build_config(settings, used["vocab_size"]))
     for key, value in wanted.items():
-        if key in ("device", "init_from", "out_dir", "data_dir") or key in BUDGETS and not with_budgets:
+        if key in ("device", "init_from", "out_dir", "data_dir", "verify") or key in BUDGETS and not with_budgets:
             continue
         if used.get(key) != value:
             return f"{key}={used.get(key)}, not {value}"

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
@@ -70,16 +72,38 @@ def test_flops_are_those_of_the_shapes(measure):
     assert row["flops"] == 3 * B * (mlp + conv + head) and row["items"] == B * T
 
 
+class Names(TorchDispatchMode):
+    """The names of the operators that run in it."""
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("model_type", ["mixer", "gpt"])
 def test_the_matmuls_alone_are_those_of_the_step(model_type):
     """PyTorch's own count of the FLOPs of what is repeated equals ours of the training step."""
-    fast.use_fast_functions()  # as bench.py does; PyTorch does not count its fused kernel on a CPU
     run = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, compile=False, seed=1)
     c = ModelConfig(model_type, block_size=7, n_layer=2, n_embd=12, vocab_size=31)
-    alone, step = bench.train_matmuls(c, 3, run), bench.train(c, 3, run)
+    with sdpa_kernel(SDPBackend.MATH):  # PyTorch does not count its fused kernel on a CPU
+        alone, step = bench.train_matmuls(c, 3, run), bench.train(c, 3, run)
     with FlopCounterMode(display=False) as counter:
         alone.call()
     assert counter.get_total_flops() == alone.flops == step.flops
+
+
+def test_attention_in_blocks_is_among_the_matmuls():
+    """The fast functions hide the matmuls of attention in an operator of their own, which is repeated too."""
+    fast.use_fast_functions()
+    run = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, compile=False, seed=1)
+    alone = bench.train_matmuls(ModelConfig("gpt", block_size=7, n_layer=2, n_embd=12, vocab_size=31), 3, run)
+    with Names() as seen:
+        alone.call()
+    names = "masked_mixers::attention_in_blocks", "masked_mixers::attention_in_blocks_backward"
+    assert seen.names.issuperset(names)
 
 
 def test_bytes_of_a_sampled_token_are_those_of_weights_and_cache(measure):
