@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.device import autocast, compile_model, compile_or_not, dtype_name, measure_peak_flops, setup
-from lib.fast import compile_loss, fixed_step, masked_product, prepare_for_sampling, use_fixed_steps
+from lib.fast import fixed_step, masked_product, prepare_for_sampling, use_fixed_steps
 from lib.inversion import descend, distances, hidden_states
 from lib.retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
 from lib.runs import build_config, replacing
@@ -129,11 +129,9 @@ def train_matmuls(c, B, run):
             if "mm" in function.name() or "attention" in function.name():
                 matmuls.append((function, args, kwargs or {}))
             return function(*args, **kwargs or {})
-    compile_loss(False)  # compiled code would hide its matmuls
     step = train(c, B, SimpleNamespace(**vars(run) | {"compile": False}))
     with Recorder():
         step.call()
-    compile_loss(run.compile)
 
     @torch.no_grad()
     def call():

@@ -222,10 +222,10 @@ def share_the_cpu():
     """Have threads that wait give way to other programs soon; scripts call this before they import torch.
 
     GNU OpenMP's threads spin for milliseconds while they wait for one another, and take the core from the thread
-    that they wait for when something else runs on the machine: training becomes ten times as slow. 500 turns are
-    enough while nothing else does (results/speed.md). A value that the user has set stays.
+    that they wait for when something else runs on the machine: training becomes ten times as slow. 2000 turns
+    cost nothing while nothing else runs (results/speed.md). A value that the user has set stays.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "500")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def fail(message, status=2):

@@ -67,7 +67,6 @@ min_lr = 0.0                      # [0, inf) learning rate at the end
 device = "auto"                   # auto, cpu, cuda, cuda:1 or mps
 dtype = "auto"                    # auto | float32 | bfloat16 | float16: format of the matmuls; weights stay float32
 compile = True                    # torch.compile; where it does not work, the run goes on without it
-compile_whole = False             # the model as one instead of block by block: slower to start, for long runs
 fast = True                       # faster equals of four functions of model.py (lib/fast.py)
 backend = "auto"                  # auto | nccl | gloo: how the processes of torchrun exchange gradients
 seed = 1337                       # [0, inf) fixes initial weights, order of the data and dropout
@@ -379,7 +378,7 @@ def compile_run(run):
         forward_backward(run, [0] * run.args.gradient_accumulation_steps * B, exchange=False)
         evaluate(run.raw_model, run.data["val"], T, B, B, run.device, run.dtype)
     try:
-        compile_model(run.raw_model, use, run.args.compile, run.args.compile_whole)
+        compile_model(run.raw_model, use, run.args.compile)
     except torch.OutOfMemoryError:
         raise MemoryError("out of memory: lower --batch_size and raise --gradient_accumulation_steps by the same "
                           "factor") from None

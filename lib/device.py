@@ -14,8 +14,10 @@ import time
 import torch
 import torch.distributed as dist
 
-from lib.fast import compile_loss, use_fast_functions
+from lib.fast import use_fast_functions
 from model import Block
+
+PLAIN_FORWARD = Block.forward
 
 
 def setup(device, dtype, fast=True):
@@ -173,41 +175,37 @@ def compile_or_not(function, use, on=True):
     return function
 
 
-def compile_model(model, use, on=True, whole=False):
+def compile_model(model, use, on=True):
     """Compile a model in place where that works; use() runs a step of it once, which compiles.
 
-    By default one block is compiled, which then serves all blocks, and one part of the loss. The whole model takes
-    twice as long to compile; its steps are some percent faster while the model is small. All processes go on with
-    compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
+    One block is compiled, and its code serves all blocks; where PyTorch cannot do that, each is compiled. All processes
+    go on with compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
     """
+    attempts, error = [], None
     if on:
         trust_new_compiler()
-        for module in [model] if whole else blocks_of(model):
-            module.forward = torch.compile(module.forward)
-        compile_loss(not whole)
+        attempts = [torch.compiler.nested_compile_region(PLAIN_FORWARD), PLAIN_FORWARD]
+    for Block.forward in attempts:
+        model.forward = torch.compile(model.forward)
         failed = 0.0
         try:
             result = use()
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # as above
-            say_uncompiled(e)
-            failed = 1.0
+            error, failed = e, 1.0
         if across_ranks([failed]) == [0]:
             return result
         uncompile_model(model)
+    if error:
+        say_uncompiled(error)
     return use()
 
 
 def uncompile_model(model):
     """Take back what compile_model did: sampling has another shape at each token, which would be compiled anew."""
-    for module in [model, *blocks_of(model)]:
-        module.__dict__.pop("forward", None)
-    compile_loss(False)
-
-
-def blocks_of(model):
-    return [module for module in model.modules() if isinstance(module, Block)]
+    Block.forward = PLAIN_FORWARD
+    model.__dict__.pop("forward", None)
 
 
 def say_uncompiled(error):

@@ -71,13 +71,7 @@ def rows_per_part(x, W):
     return -(-len(x) // n_parts)
 
 
-def compile_loss(on=True):
-    """Have torch.compile compile `loss_of_part`, or run it as it is."""
-    global loss_of_part
-    loss_of_part = torch.compile(plain_loss_of_part, dynamic=False) if on else plain_loss_of_part
-
-
-def plain_loss_of_part(x, W, target, W_grad):
+def loss_of_part(x, W, target, W_grad):
     """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; that for W is added to W_grad."""
     logits, counts = (x @ W.T).float(), target >= 0                                       # (N, V), (N, 1)
     highest = logits.amax(dim=1, keepdim=True)                                            # (N, 1)
@@ -88,9 +82,6 @@ def plain_loss_of_part(x, W, target, W_grad):
     grad = (exp * (counts / total) - ((target == ids) * counts).float()).to(x.dtype)      # (N, V)
     W_grad += grad.T @ x                                                                  # (V, C)
     return loss, grad @ W
-
-
-loss_of_part = plain_loss_of_part
 
 
 class LinearCrossEntropy(torch.autograd.Function):

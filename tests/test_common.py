@@ -17,7 +17,7 @@ from lib.device import (choose_device, choose_dtype, compile_model, compile_or_n
 from lib.plots import save_figure
 from lib.runs import (StopSignals, load_checkpoint, lock_folder, move_run_aside, replacing, save_checkpoint,
                       train_run)
-from model import LanguageModel, ModelConfig
+from model import Block, LanguageModel, ModelConfig
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -137,17 +137,25 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_ignores_it(handler, caught):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("whole, n_compiled", [(False, 3), (True, 1)])
-def test_blocks_or_the_whole_model_are_compiled(whole, n_compiled, monkeypatch):
-    """Two blocks and the loss, or the model; afterwards everything can be as before."""
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+def test_one_block_is_compiled_for_all(monkeypatch):
+    """The compiler sees the model as one graph in which both blocks call one region; then everything is as before."""
+    regions = []
+
+    def compile_function(function):
+        return original(function, fullgraph=True, backend=lambda graph, _: regions.append(graph) or graph.forward)
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_function)
+    plain = Block.forward
     model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
     idx = torch.tensor([[1, 2, 3]])
-    assert compile_model(model, lambda: model(idx)[0].shape, whole=whole) == (1, 3, 5)
-    assert len(compiled) == n_compiled
+    expected = model(idx)[0]
+    assert torch.equal(compile_model(model, lambda: model(idx)[0]), expected)
+    graph, = regions
+    calls = [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.invoke_subgraph]
+    bodies = [node.args[0].target for node in calls]
+    assert len(bodies) == 2 and len(set(bodies)) == 1
     uncompile_model(model)
-    assert all("forward" not in vars(module) for module in model.modules())
+    assert Block.forward is plain and all("forward" not in vars(module) for module in model.modules())
 
 
 def test_a_model_that_cannot_be_compiled_is_run_as_it_is(monkeypatch, capsys):
@@ -159,7 +167,20 @@ def test_a_model_that_cannot_be_compiled_is_run_as_it_is(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", broken)
     model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
     assert compile_model(model, lambda: model(torch.tensor([[1, 2, 3]]))[0].shape) == (1, 3, 5)
-    assert "going on without it" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("going on without it") == 1
+
+
+def test_all_blocks_are_compiled_where_one_cannot_serve_all(monkeypatch, capsys):
+    """A PyTorch without such regions compiles the model as it is, and nothing is said."""
+    def no_regions(function):
+        def region(*args):
+            raise RuntimeError("not in this version")
+        return region
+    monkeypatch.setattr(torch.compiler, "nested_compile_region", no_regions)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
+    assert compile_model(model, lambda: model(torch.tensor([[1, 2, 3]]))[0].shape) == (1, 3, 5)
+    assert capsys.readouterr().out == ""
 
 
 def test_without_a_compiler_the_plain_function_is_used(monkeypatch, capsys):
