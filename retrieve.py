@@ -238,6 +238,7 @@ def train_infonce(encoder, meta, training, held_out, args):
         return backward([functions for functions, _ in parts], loss)
 
     def use(embed):
+        model.train()
         for width in widths:  # each is compiled, even if the first batch does not have it
             functions, _ = encoder.parts([[0] * width] * args.micro_batch_size, args.micro_batch_size, embed)
             backward([functions], torch.sum)

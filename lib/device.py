@@ -185,7 +185,8 @@ def compile_model(model, use, on=True):
     if on:
         trust_new_compiler()
         attempts = [torch.compiler.nested_compile_region(PLAIN_FORWARD), PLAIN_FORWARD]
-    for Block.forward in attempts:
+    for forward in attempts:
+        Block.forward = forward  # for all models in this process, until uncompile_model
         model.forward = torch.compile(model.forward)
         failed = 0.0
         try:

@@ -72,7 +72,7 @@ def rows_per_part(x, W):
 
 
 def loss_of_part(x, W, target, W_grad):
-    """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; that for W is added to W_grad."""
+    """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; adds the gradient for W to W_grad."""
     logits, counts = (x @ W.T).float(), target >= 0                                       # (N, V), (N, 1)
     highest = logits.amax(dim=1, keepdim=True)                                            # (N, 1)
     exp = (logits - highest).exp()  # serves the loss and its gradient
@@ -124,7 +124,7 @@ def masked_product(W, x, start=0):
     """
     B, T, C = x.shape
     if start or T < (BLOCKS_ON_GPU if x.is_cuda else BLOCKS_FROM):
-        if x.is_cuda:  # one matrix for the whole batch would have x transposed in memory, and the result again
+        if x.is_cuda:  # one matrix for the whole batch would need transposed copies of x and of the result
             return torch.bmm(W.tril(start).expand(B, -1, -1), x)
         return PLAIN["masked_product"](W, x, start)
     dtype = matmul_dtype(x)
