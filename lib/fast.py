@@ -72,7 +72,7 @@ def rows_per_part(x, W):
 
 
 def loss_of_part(x, W, target, W_grad):
-    """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; adds the gradient for W to W_grad."""
+    """Summed loss of rows x (N, C), W (V, C), target (N, 1), and its gradient for x; adds that for W to W_grad."""
     logits, counts = (x @ W.T).float(), target >= 0                                       # (N, V), (N, 1)
     highest = logits.amax(dim=1, keepdim=True)                                            # (N, 1)
     exp = (logits - highest).exp()  # serves the loss and its gradient
