@@ -258,6 +258,13 @@ def read_prompt(text):
         raise ValueError(f"{path} is not UTF-8 text: wrong byte at offset {e.start}") from None
 
 
+def document_starts(tokens, end_of_text):
+    """Where the documents of a split begin, (documents,) int64: at its first token, and behind each end of text."""
+    size = PIECE_BYTES  # tokens that are compared at a time, as a long text may not fit into memory
+    ends = [i + np.flatnonzero(tokens[i:i + size] == end_of_text) for i in range(0, len(tokens), size)]
+    return np.concatenate([[0], 1 + np.concatenate(ends)[:-1]])  # no document follows the last end of text
+
+
 @functools.lru_cache(maxsize=1)
 def epoch_order(n_tokens, block_size, seed, epoch):
     """(offset of the first window, numbers of the windows of one epoch in random order, (n,)).
@@ -281,8 +288,14 @@ def epoch_starts(n_tokens, block_size, seed, epoch, first=0, last=None):
     return offset + block_size * order[first:last].astype(np.int64)
 
 
-def training_windows(n_tokens, block_size, seed, position, count):
-    """Starts of the next `count` windows, and the position after them: (epoch, number of its windows used so far)."""
+def training_windows(n_tokens, block_size, seed, position, count, documents=None):
+    """Starts of the next `count` windows, and the position after them: (epoch, number of its windows used so far).
+
+    With `documents`, where all documents start (n,), a window begins with a document, and an epoch has them all.
+    """
+    if documents is not None:  # their numbers are the starts of windows of one token
+        numbers, position = training_windows(len(documents) + 1, 1, seed, position, count)
+        return documents[numbers].tolist(), position
     starts, (epoch, used) = [], position
     while True:
         taken = epoch_starts(n_tokens, block_size, seed, epoch, used, used + count - len(starts)).tolist()
@@ -292,7 +305,12 @@ def training_windows(n_tokens, block_size, seed, position, count):
         epoch, used = epoch + 1, 0
 
 
-def validation_windows(n_tokens, block_size, count):
-    """Starts of `count` windows, or of all if there are fewer: the same ones for every seed and model."""
+def validation_windows(n_tokens, block_size, count, documents=None):
+    """Starts of `count` windows, or of all if there are fewer: the same ones for every seed and model.
+
+    With `documents`, where all documents start (n,), a window begins with a document.
+    """
+    if documents is not None:  # their numbers are the starts of windows of one token
+        return documents[validation_windows(len(documents) + 1, 1, count)]
     rng = np.random.default_rng(20240902)  # a generator of its own, so that evaluation changes nothing else
     return block_size * np.sort(rng.permutation((n_tokens - 1) // block_size)[:count])
