@@ -6,6 +6,7 @@ import csv
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from model import ModelConfig
 
 RUN_FILES = ("ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png", "retrieve.csv", "retrieve.json",
              "retrieve.png")
+KEPT = re.compile(r"iter_\d+\.pt")  # a checkpoint that train.py has kept, named by its iteration
 BUDGETS = {"max_iters": "iter", "max_tokens": "tokens", "max_seconds": "seconds"}  # setting -> state of a run
 LOCKS = {}  # folder -> open file: the lock is held while it is open
 
@@ -76,8 +78,8 @@ def move_run_aside(out_dir):
         n += 1
     aside = f"{os.path.abspath(out_dir)}.{n}"
     os.makedirs(aside)
-    for name in RUN_FILES:
-        if os.path.exists(os.path.join(out_dir, name)):
+    for name in os.listdir(out_dir):
+        if name in RUN_FILES or KEPT.fullmatch(name):
             os.replace(os.path.join(out_dir, name), os.path.join(aside, name))
     print(f"{out_dir} held a run; it is now in {os.path.relpath(aside)} (train.py continues one by "
           "--init_from=resume)")
@@ -155,22 +157,29 @@ def model_checksum():
     return crc32(inspect.getfile(ModelConfig))
 
 
-def save_checkpoint(checkpoint, folder, is_best):
-    """Write ckpt.pt in one go, and best.pt if it is the best so far: two names of one file where that is possible.
+def link_or_copy(source, path):
+    """Give a file a second name; some file systems have no links, and get a copy."""
+    try:
+        os.link(source, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+    except OSError:
+        with replacing(path) as f, open(source, "rb") as saved:
+            shutil.copyfileobj(saved, f)
 
+
+def save_checkpoint(checkpoint, folder, is_best, keeps=False):
+    """Write ckpt.pt in one go, best.pt if it is the best so far, and iter_N.pt if it `keeps` that of iteration N.
+
+    These are names of one file where that is possible; each ckpt.pt is a new file, so that iter_N.pt stays as it is.
     best.pt comes first: after a kill between the two, the run goes on from the older ckpt.pt and writes both anew.
     """
     best, last = os.path.join(folder, "best.pt"), os.path.join(folder, "ckpt.pt")
     with replacing(best if is_best else last) as f:
         torch.save(checkpoint, f)
-    if not is_best:
-        return
-    try:
-        os.link(best, f"{last}.tmp")
-        os.replace(f"{last}.tmp", last)
-    except OSError:  # some file systems have no links
-        with replacing(last) as f, open(best, "rb") as saved:
-            shutil.copyfileobj(saved, f)
+    if is_best:
+        link_or_copy(best, last)
+    if keeps:
+        link_or_copy(last, os.path.join(folder, f"iter_{checkpoint['state']['iter']}.pt"))
 
 
 def load_checkpoint(path, mmap=False):
