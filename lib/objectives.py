@@ -1,12 +1,14 @@
 """
 What a model is trained for besides the next token: autoencoding, and bidirectional prediction (arXiv
-2409.01482).
+2409.01482). And how each of its targets is measured.
 
 Both reuse the Blocks of model.py. Shapes: B batch, T tokens, C channels, V vocabulary.
 """
+import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from lib.fast import rows_per_part
 from model import Block, LanguageModel
 
 
@@ -24,15 +26,20 @@ class Autoencoder(LanguageModel):
         self.decoder = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.init_weights()  # anew, of the decoder too
 
-    def forward(self, idx, targets=None, return_logits=True):
-        """As LanguageModel.forward; any targets ask for the loss, which is that of idx."""
-        h = self.run_blocks(self.embed(idx))                                              # (B, T, C)
+    def hidden(self, x):
+        """Embeddings (B, T, C) -> the states of the decoder (B, T, C)."""
+        h = self.run_blocks(x)
         x = h[:, -1:].expand_as(h)  # all that the decoder knows
         if self.wpe:
-            x = x + self.wpe.weight[:idx.size(1)]
+            x = x + self.wpe.weight[:x.size(1)]
         for block in self.decoder:
             x = block(x)
-        return self.head(x, None if targets is None else idx, return_logits)
+        return x
+
+    def forward(self, idx, targets=None, return_logits=True):
+        """As LanguageModel.forward; the loss is that of idx, without the tokens whose target is -1."""
+        answers = None if targets is None else idx.masked_fill(targets < 0, -1)
+        return self.head(self.hidden(self.embed(idx)), answers, return_logits)
 
 
 class Bidirectional(LanguageModel):
@@ -72,3 +79,36 @@ def build_model(objective, config):
         raise ValueError(f"causal=False with the objective {objective!r} would train a model that sees its answer: "
                          "leave the mask on")
     return OBJECTIVES[objective](config)
+
+
+def recallable(idx, targets):
+    """Which targets the window itself tells (B, T): the same pair of a token and its target stood earlier in it.
+
+    idx, targets (B, T). Most of the gap between attention and convolutions is in these targets (Zoology, arXiv
+    2312.04927). Targets of -1 are not recallable.
+    """
+    pairs, places = (idx * 2 ** 32 + targets).sort(dim=1, stable=True)  # equal pairs stand side by side, in order
+    again = torch.zeros_like(pairs, dtype=torch.bool)
+    again[:, 1:] = pairs[:, 1:] == pairs[:, :-1]
+    return torch.zeros_like(again).scatter(1, places, again) & (targets >= 0)
+
+
+def token_losses(model, idx, targets):
+    """The loss of each target in nats, and whether it is the likeliest token: idx, targets (B, T) -> (B, T) each.
+
+    They are 0 and False where the target is -1. The targets of an autoencoder are idx. All logits, (B, T, V), could
+    take gigabytes: some rows of them are computed at a time.
+    """
+    hidden = getattr(model, "hidden", model.run_blocks)
+    x = model.final_norm(hidden(model.embed(idx))).flatten(0, 1)                          # (B*T, C)
+    rows, losses, right = rows_per_part(x, model.lm_head.weight), [], []
+    for x_part, target in zip(x.split(rows), targets.flatten().split(rows)):
+        logits = model.lm_head(x_part).float()                                            # (rows, V)
+        losses.append(F.cross_entropy(logits, target, ignore_index=-1, reduction="none"))
+        right.append(logits.argmax(dim=-1) == target)
+    return torch.cat(losses).view(targets.shape), torch.cat(right).view(targets.shape)
+
+
+def loss_by_position(losses, targets):
+    """The mean loss at each position of the window, (T,): losses and targets (B, T), as token_losses has them."""
+    return losses.sum(dim=0) / (targets >= 0).sum(dim=0)
