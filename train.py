@@ -29,11 +29,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.data import (build_tokenizer, load_meta, load_tokens, prepare_missing, stream_text, training_windows,
-                      validation_windows)
+from lib.data import (build_tokenizer, document_starts, load_meta, load_tokens, prepare_missing, stream_text,
+                      training_windows, validation_windows)
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
                         measure_peak_flops, peak_memory_mb, setup, uncompile_model)
-from lib.objectives import build_model
+from lib.objectives import build_model, recallable, token_losses
 from lib.plots import plot_logs
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
                       save_checkpoint, start_log)
@@ -42,6 +42,7 @@ from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, mo
 out_dir = "out/{model_type}"      # folder of the run; {model_type} stands for the name of the architecture
 eval_interval = 500               # [1, inf) iterations between evaluations, each followed by a checkpoint
 eval_iters = 20                   # [1, inf) an evaluation reads 32 * eval_iters windows, always the same ones
+keep_every = 0                    # [0, inf) iterations between evaluated checkpoints iter_N.pt that stay; 0: none
 eval_only = False                 # evaluate the checkpoint in out_dir, and end
 log_interval = 10                 # [1, inf) iterations between lines of the log
 objective = "causal"              # causal | autoencode | bidirectional: see lib/objectives.py
@@ -49,6 +50,7 @@ init_from = "scratch"             # scratch, resume, or a checkpoint or run whos
 dataset = "python"                # folder in data_dir, made by prepare.py
 data_dir = "data"                 # folder of the datasets
 verify = False                    # read and check all of the dataset at the start, not a sample of it
+windows = "packed"                # packed | document: text without gaps, or one document from its beginning, padded
 batch_size = 32                   # [1, inf) B: windows of block_size tokens in a forward pass
 gradient_accumulation_steps = 1   # [1, inf) forward passes per iteration, over all processes
 max_iters = 100_000               # [0, inf) the run ends when the first of three budgets is used up; 0: no limit
@@ -74,34 +76,44 @@ sample_tokens = 200               # [0, inf) tokens of sample text printed at th
 wandb_log = False                 # log to Weights & Biases too (pip install wandb)
 # end of defaults
 
-COLUMNS = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu".split(",")
+COLUMNS = ("iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu,"
+           "recall_loss,other_loss,recall_accuracy").split(",")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # one training step
 
 
-def get_batch(data, starts, block_size, device):
-    """Token ids idx and, shifted by one, targets: both (len(starts), block_size), int64, on `device`."""
-    windows = np.stack([data[start:start + block_size + 1] for start in starts])          # (B, T + 1)
-    windows = torch.from_numpy(windows.astype(np.int64))
+def get_batch(data, starts, block_size, device, end_of_text=None):
+    """Token ids idx and, shifted by one, targets: both (len(starts), block_size), int64, on `device`.
+
+    With the id end_of_text, a window ends with its document; behind it stand that id and targets of -1. The last
+    document may be shorter than a window, so that places behind the end of the data are clipped.
+    """
+    places = np.add.outer(starts, np.arange(block_size + 1)).clip(max=len(data) - 1)      # (B, T + 1)
+    windows = torch.from_numpy(data[places].astype(np.int64))
     if device.type == "cuda":
         windows = windows.pin_memory()  # so that the copy runs beside the computation
     windows = windows.to(device, non_blocking=device.type == "cuda")
-    return windows[:, :-1], windows[:, 1:]
+    idx, targets = windows[:, :-1], windows[:, 1:]
+    if end_of_text is not None:
+        is_over = (idx == end_of_text).cumsum(dim=1) > 0                                  # (B, T)
+        idx, targets = idx.masked_fill(is_over, end_of_text), targets.masked_fill(is_over, -1)
+    return idx, targets
 
 
 def forward_backward(run, starts, exchange=True):
     """Leave the gradients of the windows at `starts` in the model; returns the mean loss, a tensor.
 
     The tensor is not read here, so that nothing waits for the device. Each process takes its share of the windows.
-    They exchange gradients once, in the last backward pass, unless `exchange` is false.
+    They exchange gradients once, in the last backward pass, unless `exchange` is false. Every forward pass counts
+    alike, even if documents shorter than a window leave it fewer targets than another one has.
     """
     B, T = run.args.batch_size, run.model_config.block_size
     micro_batches = [starts[i:i + B] for i in range(0, len(starts), B)][run.rank::run.world_size]
     loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
-        idx, targets = get_batch(run.data["train"], micro_batch, T, run.device)
+        idx, targets = get_batch(run.data["train"], micro_batch, T, run.device, run.end_of_text)
         exchanges = exchange and i == len(micro_batches) - 1
         with nullcontext() if exchanges or run.world_size == 1 else run.model.no_sync():
             with autocast(run.device, run.dtype):
@@ -141,33 +153,47 @@ def learning_rate_at(it, progress, args):
 
 
 @torch.no_grad()
-def evaluate(model, data, block_size, n_windows, batch_size, device, dtype, rank=0, world_size=1):
-    """Mean loss in nats per token over the fixed validation windows of `data`, shared among the processes."""
-    was_training = model.training
+def sum_measures(run, starts):
+    """[loss and number of all targets; loss, number and right ones of the recallable] of validation windows."""
+    model, B, T = run.raw_model, run.args.batch_size, run.model_config.block_size
     model.eval()
-    starts = validation_windows(len(data), block_size, n_windows)[rank::world_size].tolist()
-    total = 0.0
-    for i in range(0, len(starts), batch_size):
-        batch = starts[i:i + batch_size]
-        filled = batch + [0] * (batch_size - len(batch))  # a smaller last batch would be compiled anew
-        idx, targets = get_batch(data, filled, block_size, device)
-        is_filler = torch.arange(batch_size, device=device)[:, None] >= len(batch)        # (B, 1)
+    sums = np.zeros(5)
+    for i in range(0, len(starts), B):
+        batch = starts[i:i + B]
+        filled = batch + [0] * (B - len(batch))  # a smaller last batch would be compiled anew
+        idx, targets = get_batch(run.data["val"], filled, T, run.device, run.end_of_text)
+        is_filler = torch.arange(B, device=run.device)[:, None] >= len(batch)             # (B, 1)
         targets = targets.masked_fill(is_filler, -1)
-        with autocast(device, dtype):
-            total += model(idx, targets, return_logits=False)[1].item() * len(batch)
-    model.train(was_training)
-    total, count = across_ranks([total, len(starts)]) if world_size > 1 else (total, len(starts))
-    return total / count
+        recalled = recallable(idx, targets)                                               # (B, T)
+        if run.args.objective == "autoencode":
+            targets = idx.masked_fill(targets < 0, -1)
+        with autocast(run.device, run.dtype):
+            losses, right = token_losses(model, idx, targets)                             # (B, T) each
+        measures = losses, targets >= 0, losses * recalled, recalled, right & recalled
+        sums += [measure.sum().item() for measure in measures]
+    model.train()
+    return sums.tolist()
 
 
-def evaluate_run(run):
-    """Validation loss of the run, by its settings."""
-    return evaluate(run.raw_model, run.data["val"], run.model_config.block_size, 32 * run.args.eval_iters,
-                    run.args.batch_size, run.device, run.dtype, run.rank, run.world_size)
+def evaluate(run):
+    """Columns of the log: means over the fixed validation windows, which the processes share.
+
+    Losses are in nats per token. A causal model has some for recallable and for other targets, if there are any.
+    """
+    starts = validation_windows(len(run.data["val"]), run.model_config.block_size, 32 * run.args.eval_iters,
+                                run.documents["val"])
+    starts = starts[run.rank::run.world_size].tolist()
+    loss, n, recall_loss, n_recalled, n_right = across_ranks(sum_measures(run, starts))
+    measures = {"val_loss": loss / n}
+    if run.args.objective == "causal" and n_recalled:
+        measures |= {"recall_loss": recall_loss / n_recalled, "recall_accuracy": n_right / n_recalled}
+    if run.args.objective == "causal" and n > n_recalled:
+        measures["other_loss"] = (loss - recall_loss) / (n - n_recalled)
+    return measures
 
 
-def save(run):
-    """Write all that the run needs to go on exactly into ckpt.pt, and into best.pt if it is the best so far."""
+def save(run, keeps):
+    """Write all that the run needs to go on exactly: ckpt.pt, best.pt if it is the best, iter_N.pt if it `keeps` it."""
     state = run.state
     is_best = state["val_loss"] <= state["best_val_loss"]
     state["best_val_loss"] = min(state["val_loss"], state["best_val_loss"])
@@ -175,7 +201,7 @@ def save(run):
                   "scaler": run.scaler.state_dict(), "state": state, "model_config": asdict(run.model_config),
                   "config": vars(run.args), "meta": run.meta, "model_py": run.model_py,
                   "peak_memory_mb": peak_memory_mb(run.device)}
-    save_checkpoint(checkpoint, run.out_dir, is_best)
+    save_checkpoint(checkpoint, run.out_dir, is_best, keeps)
 
 
 def show(row, progress):
@@ -186,6 +212,8 @@ def show(row, progress):
             f"eta {left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}")
     if row["val_loss"]:
         line += f" | val {row['val_loss']:.4f} ({row['val_bpb']:.3f} bits per byte)"
+        if row["recall_accuracy"] is not None:
+            line += f", {100 * row['recall_accuracy']:.1f}% of recallable tokens right"
     print(line, flush=True)
 
 
@@ -194,7 +222,8 @@ def log(run, lr, norm, progress, speed, evaluates):
     state, val = run.state, run.meta["val"]
     train_loss, = across_ranks([state["loss_sum"] / run.world_size])
     train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
-    val_loss = evaluate_run(run) if evaluates else None
+    measures = evaluate(run) if evaluates else {}
+    val_loss = measures.get("val_loss")
     if not math.isfinite(train_loss or 0) or not math.isfinite(val_loss or 0):
         raise FloatingPointError(
             f"the loss is not finite at iteration {state['iter']}; {run.out_dir} keeps the last good checkpoint: "
@@ -204,9 +233,10 @@ def log(run, lr, norm, progress, speed, evaluates):
     if evaluates:
         state["val_loss"] = val_loss
     bits_per_byte = val_loss / math.log(2) * val["tokens"] / val["bytes"] if evaluates else None
-    row = dict(iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
-               val_loss=val_loss, val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
-               mfu=speed * run.flops_per_token / run.peak_flops)
+    row = dict.fromkeys(COLUMNS) | measures | dict(
+        iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
+        val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+        mfu=speed * run.flops_per_token / run.peak_flops)
     show(row, min(progress, 1))
     append_row(os.path.join(run.out_dir, "log.csv"), [row[column] for column in COLUMNS])
     if run.wandb:
@@ -232,7 +262,8 @@ def train(run, stop):
         progress = max(amount / budget for amount, budget in used if budget)
         lr = learning_rate_at(it, progress, args)
         done = progress >= 1 or caught
-        evaluates = (done or it % args.eval_interval == 0) and (it > first_iter or not run.resumed)
+        keeps = args.keep_every > 0 and it % args.keep_every == 0
+        evaluates = (done or keeps or it % args.eval_interval == 0) and (it > first_iter or not run.resumed)
 
         if evaluates or (it % args.log_interval == 0 and it > first_iter):
             state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
@@ -244,7 +275,7 @@ def train(run, stop):
                 state["loss_sum"], state["loss_count"] = 0.0, 0
                 loss_sum.zero_()
             if evaluates and run.rank == 0:
-                save(run)
+                save(run, keeps)
             across_ranks([0.0])  # the others wait for rank 0, so that no clock counts its saving
             clock = time.perf_counter()
         if done:
@@ -252,12 +283,12 @@ def train(run, stop):
 
         torch.manual_seed(args.seed + 1 + it * run.world_size + run.rank)  # for dropout, without a state to save
         starts, state["position"] = training_windows(len(run.data["train"]), run.model_config.block_size, args.seed,
-                                                     state["position"], windows_per_iter)
+                                                     state["position"], windows_per_iter, run.documents["train"])
         loss_sum += forward_backward(run, starts)
         norm = optimizer_step(run.raw_model, run.optimizer, run.scaler, lr, args.grad_clip)
         state["iter"] += 1
         state["loss_count"] += 1
-        state["tokens"] += windows_per_iter * run.model_config.block_size
+        state["tokens"] += windows_per_iter * run.model_config.block_size  # padding included
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -345,6 +376,10 @@ def build_run(args):
     check_settings(args, world_size)
     out_dir = args.out_dir.replace("{model_type}", args.model_type)
     meta, data = load_data(os.path.join(args.data_dir, args.dataset), args.block_size, rank, args.verify)
+    documents, end_of_text = {"train": None, "val": None}, None
+    if args.windows == "document":
+        end_of_text = meta["eot_id"]
+        documents = {split: document_starts(tokens, end_of_text) for split, tokens in data.items()}
     model_config = build_config(vars(args), meta["vocab_size"])
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)
@@ -355,9 +390,9 @@ def build_run(args):
              "val_loss": math.nan, "best_val_loss": math.inf}
     run = SimpleNamespace(
         args=args, out_dir=out_dir, device=device, dtype=dtype, rank=rank, world_size=world_size, meta=meta,
-        data=data, model_config=model_config, raw_model=raw_model, optimizer=optimizer, state=state,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), wandb=None,
-        model_py=model_checksum(), resumed=args.init_from == "resume",
+        data=data, documents=documents, end_of_text=end_of_text, model_config=model_config, raw_model=raw_model,
+        optimizer=optimizer, state=state, scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        wandb=None, model_py=model_checksum(), resumed=args.init_from == "resume",
         flops_per_token=3 * raw_model.estimate_flops())
     if run.resumed or args.eval_only:
         restore(run, os.path.join(out_dir, "ckpt.pt"), resume=True)
@@ -372,11 +407,11 @@ def compile_run(run):
     if run.world_size > 1:
         run.model = DistributedDataParallel(run.raw_model, gradient_as_bucket_view=True)
         run.model.broadcast_buffers = False  # the rotary tables are the same in all processes
-    B, T = run.args.batch_size, run.model_config.block_size
+    B = run.args.batch_size
 
     def use():  # any windows will do; nothing is exchanged, because compilation may fail in one process alone
         forward_backward(run, [0] * run.args.gradient_accumulation_steps * B, exchange=False)
-        evaluate(run.raw_model, run.data["val"], T, B, B, run.device, run.dtype)
+        sum_measures(run, [0] * B)
     try:
         compile_model(run.raw_model, use, run.args.compile)
     except torch.OutOfMemoryError:
@@ -405,8 +440,11 @@ def finish(run, caught):
     elif args.sample_tokens and args.objective == "causal":
         print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}):\n")
         uncompile_model(run.raw_model.eval())
-        tokens = run.raw_model.generate([[run.meta["eot_id"]]], args.sample_tokens, 0.8, top_k=200, seed=args.seed)
-        print("".join(stream_text(build_tokenizer(run.meta), (token for token, in tokens))))
+        known = run.data["val"][:1].tolist() if args.windows == "document" else []
+        start = known or [run.meta["eot_id"]]  # which a window that begins with a document never holds
+        steps = run.raw_model.generate([start], args.sample_tokens, 0.8, top_k=200, seed=args.seed,
+                                       stop_token=run.end_of_text)
+        print("".join(stream_text(build_tokenizer(run.meta), [*known, *(token for token, in steps)])))
 
 
 def main(args):
@@ -415,7 +453,7 @@ def main(args):
     run = build_run(args)
     say = print if run.rank == 0 else (lambda *_, **__: None)
     if args.eval_only:
-        return print(f"validation loss {evaluate_run(run):.4f} nats per token")
+        return print(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
     run.peak_flops = measure_peak_flops(run.device, run.dtype) * run.world_size
     n_params = sum(p.numel() for p in run.raw_model.parameters())
     say(f"{args.model_type} with {n_params:,} parameters on {run.device} in {dtype_name(run.dtype)}: "
