@@ -4,6 +4,8 @@ Turn text into the token files that train.py reads, or pairs of texts into the f
     python prepare.py                                   # the embedded dataset: Python source on this machine
     python prepare.py --dataset=tinystories             # from the Hugging Face hub
     python prepare.py --dataset=fineweb_edu --max_mb=1000
+    python prepare.py --dataset=recall                  # generated, to look up values by keys: aQbXcZ|bXaQcZ
+    python prepare.py --dataset=copy                    # generated, to copy: hello|hello
     python prepare.py --input=stories.txt --dataset=mine --tokenizer=byte
     python prepare.py --pairs=python                    # docstrings and the code below them, on this machine
     python prepare.py --pairs=python_more               # also comments, names and further paragraphs, for training
@@ -39,11 +41,11 @@ from tqdm import tqdm
 from configurator import run_script
 from lib.data import (END_OF_TEXT, PROGRESS, build_tokenizer, load_progress, replacing_folder, save_progress,
                       write_meta)
-from lib.sources import (HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
+from lib.sources import (GENERATED, HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
                          split_documents, split_hub, split_python, split_python_pairs, split_rows)
 
 # defaults: change one with --key=value
-dataset = "python"                  # python, tinystories, fineweb_edu or finemath; any name for input of your own
+dataset = "python"                  # python, tinystories, fineweb_edu, finemath, recall, copy; or a name for your input
 input = ""                          # a file or a folder of your own text
 tokenizer = "bpe"                   # bpe (trained on the text), byte, or one of tiktoken's: gpt2, cl100k_base, ...
 vocab_size = 4096                   # [258, 1048576] size of a bpe vocabulary: bytes, merges and end of text
@@ -54,6 +56,11 @@ data_dir = "data"                   # folder of the datasets
 pairs = ""                          # make pairs instead: python, python_more, msmarco, ..., owner/name, or a file
 query_key = "query"                 # the column or key of the query, in a file or a set of the hub
 passage_key = "passage"             # the column or key of the passage
+n_documents = 100_000               # [100, inf) recall and copy, which are always tokenized by byte: documents
+n_pairs = 8                         # [1, 36] recall: pairs of a key and a value per document
+n_keys = 26                         # [1, 36] recall and copy: size of the alphabet, a to z and then 0 to 9
+n_values = 26                       # [1, 57] recall: size of the alphabet of values, A to Z and then punctuation
+n_letters = 24                      # [1, inf) copy: letters before the bar
 # end of defaults
 
 # Byte pairs are merged only inside the pieces that this regex finds. A word includes one character before it, such as
@@ -196,19 +203,21 @@ def choose_name(dataset, path):
     if dataset == "python":
         base = os.path.basename(path)
         dataset = re.sub(r"[^\w.-]", "_", os.path.splitext(base)[0] if os.path.isfile(path) else base)
-        if dataset.lower().removesuffix("_pairs") in ("python", "python_more", *HUB, *PAIRS_HUB):
+        if dataset.lower().removesuffix("_pairs") in ("python", "python_more", *GENERATED, *HUB, *PAIRS_HUB):
             raise ValueError(f"{dataset} is the name of another dataset: name yours with --dataset=NAME")
     if not re.fullmatch(r"\w[\w.-]*", dataset) or dataset.endswith((".tmp", ".old")):
         raise ValueError(f"dataset {dataset!r} names a folder: use letters, digits, ., - and _, without .tmp or .old")
     return dataset
 
 
-def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_mb, data_dir):
+def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_mb, data_dir, **sizes):
     """Make the dataset that the settings describe, and return its meta.
 
-    Raises ValueError for settings and text that cannot be used, and OSError if reading or writing fails.
+    sizes: the settings that a generator takes. Raises ValueError for settings and text that cannot be used, and
+    OSError if reading or writing fails.
     """
     options, skipped = dict(locals()), {}
+    options |= options.pop("sizes")
     tokenizers = ["bpe", "byte", *tiktoken.list_encoding_names()]
     if tokenizer not in tokenizers:
         raise ValueError(f"unknown tokenizer {tokenizer!r}; choose one of {', '.join(tokenizers)}")
@@ -222,10 +231,16 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             return split_documents(read_input(path, text_key), val_fraction)
     elif dataset == "python":
         source, split = "Python source", partial(split_python, val_fraction)
+    elif dataset in GENERATED:
+        source, tokenizer = "generated", "byte"
+
+        def split():
+            return split_documents(GENERATED[dataset][0](**sizes), val_fraction)
     elif dataset in HUB:
         source, split = HUB[dataset][0]["path"], partial(split_hub, dataset, val_fraction)
     else:
-        raise ValueError(f"unknown dataset {dataset!r}; choose one of python, {', '.join(HUB)}, and --input=FILE")
+        raise ValueError(f"unknown dataset {dataset!r}; choose one of python, "
+                         f"{', '.join([*GENERATED, *HUB])}, and --input=FILE")
 
     folder = os.path.join(data_dir, dataset)
     with replacing_folder(folder, FILES, options) as temporary:
@@ -317,8 +332,10 @@ def main(args):
     if args.pairs:
         return prepare_pairs(args.pairs, args.dataset, args.query_key, args.passage_key, args.val_fraction,
                              args.data_dir)
+    _, keys = GENERATED.get(args.dataset, (None, ()))
+    sizes = {key: getattr(args, key) for key in keys}
     return prepare(args.dataset, args.input, args.tokenizer, args.vocab_size, args.text_key, args.val_fraction,
-                   args.max_mb, args.data_dir)
+                   args.max_mb, args.data_dir, **sizes)
 
 
 if __name__ == "__main__":

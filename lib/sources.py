@@ -1,5 +1,5 @@
 """
-Where documents and pairs come from: files, the Python source on this machine, and the Hugging Face hub.
+Where documents and pairs come from: files, the Python source on this machine, the Hugging Face hub, and generators.
 
 A document is a text. A pair is a query and a passage that answers it. Everything is a generator, so that long texts
 need little memory. Functions raise ValueError for text that cannot be used, and ConnectionError if the hub cannot be
@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import string
 import sysconfig
 import textwrap
 import warnings
@@ -207,6 +208,47 @@ def read_input(path, text_key):
             yield from (text_of(*row, text_key) for row in read_rows(file))
         else:
             yield from read_text(file)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# generated documents; the first letters of KEYS and of VALUES are their alphabets, and a bar separates their halves
+
+KEYS = string.ascii_lowercase + string.digits
+VALUES = string.ascii_uppercase + string.punctuation.replace("|", "")
+
+
+def recall_documents(n_documents, n_pairs, n_keys, n_values):
+    """Pairs of a key and a value, a bar, and the same pairs in another order: aQbXcZ|bXaQcZ (arXiv 2312.04927).
+
+    The keys of a document differ, and so do its values. No value is followed by the same key in both halves: values
+    behind the bar are the only tokens that a model can look up. Raises ValueError if the alphabets are too small.
+    """
+    if n_pairs > min(n_keys, n_values):
+        raise ValueError(f"{n_pairs} pairs need as many keys and values: lower --n_pairs, or raise --n_keys and "
+                         "--n_values")
+    rng = np.random.default_rng(0)
+    for _ in range(n_documents):
+        keys, values = rng.permutation(n_keys)[:n_pairs], rng.permutation(n_values)[:n_pairs]
+        pairs = [KEYS[key] + VALUES[value] for key, value in zip(keys, values)]
+        order = rng.permutation(n_pairs)
+        while (np.diff(order) == 1).any():  # a pair would be followed by the same pair again
+            order = rng.permutation(n_pairs)
+        yield f"{''.join(pairs)}|{''.join(pairs[i] for i in order)}"
+
+
+def copy_documents(n_documents, n_keys, n_letters):
+    """Random letters, a bar, and the same letters again: hello|hello."""
+    rng = np.random.default_rng(0)
+    for _ in range(n_documents):
+        text = "".join(KEYS[key] for key in rng.integers(n_keys, size=n_letters))
+        yield f"{text}|{text}"
+
+
+# Generated documents: their generator, and the settings of prepare.py that it takes.
+GENERATED = {
+    "recall": (recall_documents, ("n_documents", "n_pairs", "n_keys", "n_values")),
+    "copy": (copy_documents, ("n_documents", "n_keys", "n_letters")),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------
