@@ -6,7 +6,7 @@ import pytest
 from conftest import flip
 
 from lib import data
-from lib.data import load_meta, load_tokens, training_windows, write_meta
+from lib.data import document_starts, load_meta, load_tokens, training_windows, validation_windows, write_meta
 from train import load_data
 
 
@@ -118,3 +118,37 @@ def test_starts_beyond_32_bits_are_exact(monkeypatch):
     """Ten billion tokens: starts do not wrap around."""
     monkeypatch.setattr(data, "epoch_order", lambda *_: (7, np.array([19_531_249, 0], dtype=np.uint32)))
     assert training_windows(10 ** 10, 512, 0, (0, 0), 2)[0] == [9_999_999_495, 7]
+
+
+def test_documents_begin_behind_each_end_of_text(monkeypatch):
+    """Whatever the size of the pieces in which they are searched; none begins at the end of the data."""
+    tokens = np.array([5, 6, 9, 9, 4, 7, 9, 8, 9], dtype=np.uint16)
+    for size in 1, 2, 4, 100:
+        monkeypatch.setattr(data, "PIECE_BYTES", size)
+        assert document_starts(tokens, 9).tolist() == [0, 3, 4, 7]
+    assert document_starts(tokens[:3], 9).tolist() == [0]
+
+
+def test_an_epoch_reads_each_document_once():
+    """In an order of its own for each epoch and seed, and the same one however many are taken at a time."""
+    starts = np.cumsum(np.random.default_rng(0).integers(1, 50, 101))
+    orders = [training_windows(9999, 13, seed, (epoch, 0), 101, starts) for seed in (7, 8) for epoch in (0, 1)]
+    for order, position in orders:
+        assert sorted(order) == starts.tolist() and position[1] == 101
+    assert all(orders[i][0] != orders[j][0] for i in range(4) for j in range(i))
+    whole, end = training_windows(9999, 13, 7, (0, 0), 202, starts)
+    assert whole == orders[0][0] + orders[1][0] and end == (1, 101)
+    position, taken = (0, 0), []
+    while len(taken) < 202:
+        some, position = training_windows(9999, 13, 7, position, 2, starts)
+        taken += some
+    assert taken == whole and position == end
+
+
+def test_validation_documents_are_fixed():
+    """The same ones at each call, each once; all there are if more are asked for."""
+    starts = np.cumsum(np.random.default_rng(0).integers(1, 50, 101))
+    chosen = validation_windows(9999, 13, 20, starts)
+    assert chosen.tolist() == validation_windows(9999, 13, 20, starts).tolist()
+    assert len({*chosen}) == 20 and {*chosen} <= {*starts}
+    assert validation_windows(9999, 13, 1000, starts).tolist() == starts.tolist()

@@ -35,7 +35,8 @@ STORIES = [f"Story {i}: {'so ' * (i % 7)}the {i * i} cats said “miau”\r\nand
 def run(tmp_path):
     """prepare with the defaults of the command line, and data in a folder of the test."""
     settings = read_defaults("prepare.py")
-    defaults = {key: settings[key].value for key in inspect.signature(prepare).parameters}
+    keys = [key for key in inspect.signature(prepare).parameters if key in settings]
+    defaults = {key: settings[key].value for key in keys}
 
     def run(**settings):
         settings = {key: str(value) if key == "input" else value for key, value in settings.items()}
@@ -307,6 +308,27 @@ def test_python_dataset_from_files_to_bins(run, tmp_path, monkeypatch, capsys):
 
 # ------------------------------------------------------------------------------------------------------------
 # formats
+
+@pytest.mark.parametrize("name, sizes", [
+    ("recall", {"n_documents": 3000, "n_pairs": 2, "n_keys": 3, "n_values": 4}),
+    ("recall", {"n_documents": 200, "n_pairs": 8, "n_keys": 26, "n_values": 26}),
+    ("copy", {"n_documents": 3000, "n_keys": 2, "n_letters": 5}),
+    ("copy", {"n_documents": 200, "n_keys": 36, "n_letters": 37}),
+])
+def test_generated_documents_from_settings_to_bins(name, sizes, run, tmp_path):
+    """They are bytes, the same ones each time; a validation document is new, even where documents come again."""
+    meta = run(dataset=name, **sizes)
+    train, val = decoded(tmp_path / "data" / name, "train"), decoded(tmp_path / "data" / name, "val")
+    assert (meta["vocab_size"], meta["tokenizer"], len(train) + len(val)) == (257, "byte", sizes["n_documents"])
+    assert val and not {*train} & {*val}
+    assert sizes["n_documents"] == 200 or len({*train}) < len(train)
+    length = 4 * sizes["n_pairs"] + 1 if name == "recall" else 2 * sizes["n_letters"] + 1
+    assert {len(text) for text in train + val} == {length} and all(text[length // 2] == "|" for text in train + val)
+    first = files_of(tmp_path / "data" / name)
+    run(dataset=name, **sizes)
+    assert files_of(tmp_path / "data" / name) == first
+    assert sizes.items() <= json.loads(first["meta.json"])["options"].items()
+
 
 @pytest.mark.parametrize("piece_bytes", [1, 2 ** 20])
 def test_text_is_cut_at_separators(piece_bytes, tmp_path, monkeypatch):
@@ -742,6 +764,10 @@ def test_data_folder_that_cannot_be_written(refused, tmp_path):
     ({"val_fraction": "much"}, "(0, 1)"),
     ({"max_mb": -1}, "max_mb"),
     ({"input": "no such file.txt"}, "no such file.txt"),
+    ({"dataset": "recall", "n_pairs": 27}, "raise --n_keys"),
+    ({"dataset": "recall", "n_pairs": 37}, "[1, 36]"),
+    ({"dataset": "recall", "n_documents": 99}, "[100, inf)"),
+    ({"dataset": "copy", "n_letters": 0}, "[1, inf)"),
     ({"input": "~/../nowhere/"}, "nowhere"),
     ({"input": "~nobody-of-this-name/a.txt"}, "nobody"),
     ({"input": "long" * 1000}, "no file"),
@@ -804,7 +830,7 @@ def test_damaged_parquet_is_named(refused, tmp_path):
     assert refused(input=path).startswith(f"error: cannot read {path}: ")
 
 
-@pytest.mark.parametrize("name", ["python.txt", "Python.jsonl", "tinystories/a.txt", "python_pairs.txt"])
+@pytest.mark.parametrize("name", ["python.txt", "Python.jsonl", "tinystories/a.txt", "python_pairs.txt", "copy.txt"])
 def test_input_does_not_take_the_name_of_another_dataset(name, refused, run, tmp_path):
     """A file called like an embedded dataset, or one of the hub, needs --dataset."""
     path = write(tmp_path / name, '{"text": "words and words and words"}\n')

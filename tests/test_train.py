@@ -140,9 +140,9 @@ torch.compile, train.train = compile, checked""", "--compile=true", "--max_iters
 def test_time_spent_saving_is_no_training_for_any_process(run):
     """Rank 0 takes longer to save than max_seconds: the others, which wait, do not end the run."""
     torchrun("""
-def slowly(run, save=train.save):
+def slowly(run, keeps, save=train.save):
     time.sleep(2)
-    save(run)
+    save(run, keeps)
 train.save = slowly""", "--max_iters=0", "--max_seconds=1", "--eval_interval=100000", "--log_interval=1000")
     last = read_log("out")[-1]
     assert float(last["seconds"]) > 0.5 and int(last["iter"]) > 1
@@ -202,7 +202,8 @@ def test_files_of_a_run(run):
     with open("out/a/config.json", encoding="utf-8") as f:
         config = json.load(f)
     assert config["learning_rate"] == 1e-2 and config["vocab_size"] == 257 and config["norm"] == "layernorm"
-    header = "iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu"
+    header = ("iter,tokens,seconds,train_loss,val_loss,val_bpb,lr,grad_norm,tok_per_sec,mfu,"
+              "recall_loss,other_loss,recall_accuracy")
     assert ",".join(read_log("out/a")[0]) == header
     last = read_log("out/a")[-1]
     assert float(last["val_loss"]) < math.log(257)
@@ -230,6 +231,24 @@ def test_a_new_run_moves_the_old_one_aside(run):
     status, out, _ = run("train.py", "--seed=2")
     assert status == 0 and "it is now in out.1" in out
     assert same_weights(old, weights("out.1")) and not same_weights(old, weights("out"))
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_checkpoints_are_kept_every_so_often(has_links, run, monkeypatch):
+    """Each is evaluated, and stays when the run goes on, and is moved aside with it; others are replaced."""
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: os.stat("nothing of this name"))
+    arguments = ["--keep_every=7", "--lr_decay_iters=20"]
+    run("train.py", *arguments, "--max_iters=12")
+    assert [*sorted(Path("out").glob("iter*"))] == [Path("out/iter_0.pt"), Path("out/iter_7.pt")]
+    run("train.py", *arguments, "--init_from=resume")
+    run("train.py", "--out_dir=short", "--max_iters=7", "--lr_decay_iters=20")
+    assert same_weights(weights("out", "iter_7.pt"), weights("short"))
+    rows = read_log("out")
+    assert [row["iter"] for row in rows if row["val_loss"]] == ["0", "7", "10", "12", "14", "20"]
+    run("train.py", "--seed=2")
+    assert sorted(path.name for path in Path("out.1").glob("iter*")) == ["iter_0.pt", "iter_14.pt", "iter_7.pt"]
+    assert not [*Path("out").glob("iter*")]
 
 
 @pytest.mark.parametrize("budget, tokens", [
