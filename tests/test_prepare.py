@@ -306,9 +306,6 @@ def test_python_dataset_from_files_to_bins(run, tmp_path, monkeypatch, capsys):
     assert "python train.py --dataset=python" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------------
-# formats
-
 @pytest.mark.parametrize("name, sizes", [
     ("recall", {"n_documents": 3000, "n_pairs": 2, "n_keys": 3, "n_values": 4}),
     ("recall", {"n_documents": 200, "n_pairs": 8, "n_keys": 26, "n_values": 26}),
@@ -329,6 +326,9 @@ def test_generated_documents_from_settings_to_bins(name, sizes, run, tmp_path):
     assert files_of(tmp_path / "data" / name) == first
     assert sizes.items() <= json.loads(first["meta.json"])["options"].items()
 
+
+# ------------------------------------------------------------------------------------------------------------
+# formats
 
 @pytest.mark.parametrize("piece_bytes", [1, 2 ** 20])
 def test_text_is_cut_at_separators(piece_bytes, tmp_path, monkeypatch):
