@@ -29,14 +29,14 @@ HOSTILE = ["", " ", "\n", "\r\n", "a\r\nb\rc\n", "\t\x00\x7f\x0b", "naïve café
            "0123456789" * 7, "\ufdfa" * 40, "a" * 3000, " " * 3000 + "a", "\r\n" * 3000,
            "def f(x):\n    return x ** 2\n"]
 STORIES = [f"Story {i}: {'so ' * (i % 7)}the {i * i} cats said “miau”\r\nand went home." for i in range(300)]
+SETTINGS = [key for key in inspect.signature(prepare).parameters if key != "sizes"]
 
 
 @pytest.fixture
 def run(tmp_path):
     """prepare with the defaults of the command line, and data in a folder of the test."""
     settings = read_defaults("prepare.py")
-    keys = [key for key in inspect.signature(prepare).parameters if key in settings]
-    defaults = {key: settings[key].value for key in keys}
+    defaults = {key: settings[key].value for key in SETTINGS}
 
     def run(**settings):
         settings = {key: str(value) if key == "input" else value for key, value in settings.items()}
@@ -440,7 +440,7 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write(tmp_path / "my text.txt", "to be or not to be\n" * 20)
     settings = configure(["--input=~/my text.txt", "--data_dir=~/sets", "--tokenizer=byte"], "prepare.py")
-    prepare(**{key: settings[key] for key in inspect.signature(prepare).parameters})
+    prepare(**{key: settings[key] for key in SETTINGS})
     assert decoded(tmp_path / "sets/my_text", "val")[0].endswith("not to be")
 
 
