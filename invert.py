@@ -124,13 +124,18 @@ def fresh_models(args):
             yield Subject(columns | dict(trained="yes"), config, path, folder, meta, prompts)
 
 
-def saved_models(args):
-    """Yield the Subjects of the runs in `compare`, or in out_dir, for each seed. Prints if a dataset has changed."""
+def find_runs(patterns):
+    """The folders that the patterns, such as "out/tiny/*", name: each once. A name without a match stays as it is."""
     runs = []
-    for pattern in map(os.path.expanduser, args.compare or [args.out_dir]):
+    for pattern in map(os.path.expanduser, patterns):
         matches = [] if os.path.isdir(pattern) else sorted(filter(os.path.isdir, glob(pattern)))
         runs += matches or [pattern]
-    for run in dict.fromkeys(map(os.path.normpath, runs)):  # each once
+    return list(dict.fromkeys(map(os.path.normpath, runs)))
+
+
+def saved_models(args):
+    """Yield the Subjects of the runs in `compare`, or in out_dir, for each seed. Prints if a dataset has changed."""
+    for run in find_runs(args.compare or [args.out_dir]):
         checkpoint = load_checkpoint(run)
         config = ModelConfig(**checkpoint["model_config"])
         own, used = checkpoint["config"]["dataset"], checkpoint["meta"]
@@ -279,11 +284,15 @@ def compare_with_loss(rows, path):
 
 
 def print_texts(found, idx, tokenizer):
-    """Print the texts of prompts idx (B, T), and below each the text that was found."""
+    """Print the texts of prompts idx (B, T), and below each the text that was found.
+
+    A terminal gets colours, unless NO_COLOR is set (https://no-color.org).
+    """
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for tokens, truth in zip(found.tolist(), idx.tolist()):
         truth = [token for token in truth if token >= 0]
         print("   true", mark(truth, truth, tokenizer))
-        print("  found", mark(tokens, truth, tokenizer, colour=sys.stdout.isatty()))
+        print("  found", mark(tokens, truth, tokenizer, colour))
 
 
 def main(args):

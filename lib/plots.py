@@ -288,3 +288,84 @@ def plot_efficiency(rows, losses, path, title="Do models that keep their input l
     kinds = grouped(rows, "method", "matched", "layer", "T")
     n_rows = math.ceil(len(kinds) / 2)
     save_figure(path, draw, (12, 4 * n_rows + 0.5), nrows=n_rows, ncols=min(2, len(kinds)), squeeze=False)
+
+
+def plot_mixing(rows, path, title="Which tokens does each layer read, and with what weight?"):
+    """Draw the matrices that mix tokens: a row of panels per name, a column per layer, one scale of colours for all.
+
+    rows: [(name, matrices (n_layer, T, T), names of the T tokens or None)]; nan, which the mask hides, is grey.
+    """
+    def draw(axes):
+        from matplotlib.colors import SymLogNorm
+        norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)  # linear within a hundredth of the largest
+        for i, (name, matrices, tokens) in enumerate(rows):
+            is_last = i == n_rows - 1 or rows[i + 1][2] != tokens  # of the rows that have the same ticks
+            size = min(9, 55 * panel / len(matrices[0]))  # of type: a panel has 72 points per inch
+            for layer, (ax, matrix) in enumerate(zip(axes[i], matrices), 1):
+                image = ax.imshow(matrix, cmap="PuOr", norm=norm)
+                ax.set_facecolor("lightgrey")
+                if tokens and size >= 4:
+                    ax.set_xticks(range(len(tokens)), tokens, fontsize=size, rotation=90, parse_math=False)
+                    ax.set_yticks(range(len(tokens)), tokens, fontsize=size, parse_math=False)
+                ax.tick_params(length=2, labelleft=layer == 1, labelbottom=is_last)
+                if i == 0:
+                    ax.set_title(f"layer {layer}")
+                if is_last:
+                    ax.set_xlabel("token that is read" if tokens else "position that is read")
+            axes[i, 0].set_ylabel(f"{name}\n" + ("token that reads" if tokens else "position that reads"))
+        bar = axes[0, 0].figure.colorbar(image, ax=axes, label="weight (logarithmic on both sides of 0)",
+                                         ticks=[-power, -power / 10, 0, power / 10, power])
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].figure.suptitle(title)
+    n_rows, n_layer = len(rows), len(rows[0][1])
+    largest = max(float(matrices.nan_to_num().abs().max()) for _, matrices, _ in rows) or 1.0
+    power = 10 ** math.floor(math.log10(largest))
+    panel = 4.5 if n_layer < 4 else 3  # inches
+    save_figure(path, draw, (panel * n_layer + 2, panel * n_rows + 1.2), nrows=n_rows, ncols=n_layer, squeeze=False)
+
+
+def plot_positions(rows, path, title="Does a model predict better when it has read more of its window?"):
+    """Draw the validation loss over the position in the window. rows: those of positions.csv of look.py.
+
+    In a window of more than 64 tokens, a point is the mean of several neighbours.
+    """
+    def draw(ax):
+        for name, look in styles(runs).items():
+            width = math.ceil(len(runs[name]) / 64)
+            points = [runs[name][i:i + width] for i in range(0, len(runs[name]), width)]
+            x = [fmean(row["position"] for row in point) for point in points]
+            ax.plot(x, [fmean(row["loss"] for row in point) for point in points], **look | {"marker": ""})
+        ax.set(xlabel="position in the window (tokens read)", ylabel=LOSS)
+        finish(ax, title)
+    runs = {name: group for (name,), group in grouped(rows, "name").items()}
+    save_figure(path, draw)
+
+
+def plot_recall(rows, path, title="Does a model look up what stands in its window?"):
+    """Draw the losses on recallable and on other tokens, and the share of recallable ones that are right.
+
+    A run with several rows, one per checkpoint, makes it a figure over training; else each run is a point. rows: those
+    of recall.csv of look.py, where None stands for no such token.
+    """
+    def draw(axes):
+        for ax, (column, heading, label) in zip(axes, panels):
+            for i, (name, look) in enumerate(styles(runs).items()):
+                kept = [row for row in runs[name] if row[column] is not None]
+                x = [row["tokens"] if over_training else i for row in kept]
+                ax.plot(x, [row[column] for row in kept], **look)
+            ax.set_ylabel(label)
+            if over_training:
+                ax.set_xlabel(AXES["tokens"])
+            else:
+                ax.set_xticks([])
+                ax.set_xlim(-1, len(runs))
+            finish(ax, heading, legend="figure" if ax is axes[-1] else "")
+        for ax in axes[:2]:
+            show_the_end(ax)
+        axes[2].yaxis.set_major_formatter("{x:.0%}")
+        axes[0].figure.suptitle(title)
+    panels = [("recall_loss", "Tokens that could be looked up", LOSS), ("other_loss", "Other tokens", LOSS),
+              ("recall_accuracy", "Looked up", "recallable tokens that are right")]
+    runs = {name: group for (name,), group in grouped(rows, "name").items()}
+    over_training = len(rows) > len(runs)
+    save_figure(path, draw, (13, max(4.2, 0.25 * len(runs))), ncols=3)

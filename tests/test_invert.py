@@ -195,10 +195,12 @@ def test_marks_stand_at_wrong_tokens():
 
 
 def test_only_a_terminal_gets_colours(monkeypatch, capsys):
-    """A terminal gets colours, files and pipes get brackets, and neither text shows pads."""
+    """A terminal gets colours unless NO_COLOR is set, files and pipes get brackets, and neither text shows pads."""
     found, idx = torch.tensor([list(b"axz")]), torch.tensor([[*b"ab", -1]])
-    for terminal, line in (False, "  found 'a[x]'"), (True, "  found '\033[32ma\033[0m\033[31mx\033[0m'"):
+    brackets, colours = "  found 'a[x]'", "  found '\033[32ma\033[0m\033[31mx\033[0m'"
+    for terminal, no_color, line in (False, "", brackets), (True, "", colours), (True, "1", brackets):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("NO_COLOR", no_color)
         print_texts(found, idx, Letters())
         assert capsys.readouterr().out.splitlines() == ["   true 'ab'", line]
 
