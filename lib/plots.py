@@ -302,7 +302,7 @@ def plot_mixing(rows, path, title="Which tokens does each layer read, and with w
             is_last = i == n_rows - 1 or rows[i + 1][2] != tokens  # of the rows that have the same ticks
             size = min(9, 55 * panel / len(matrices[0]))  # of type: a panel has 72 points per inch
             for layer, (ax, matrix) in enumerate(zip(axes[i], matrices), 1):
-                image = ax.imshow(matrix, cmap="PuOr", norm=norm)
+                image = ax.imshow(matrix.numpy(), cmap="PuOr", norm=norm)
                 ax.set_facecolor("lightgrey")
                 if tokens and size >= 4:
                     ax.set_xticks(range(len(tokens)), tokens, fontsize=size, rotation=90, parse_math=False)
