@@ -27,7 +27,7 @@ from invert import find_runs
 from lib.data import document_starts, load_meta, load_tokens, read_prompt, validation_windows
 from lib.device import setup
 from lib.objectives import loss_by_position, recallable, token_losses
-from lib.plots import plot_mixing, plot_positions, plot_recall
+from lib.plots import describe, plot_mixing, plot_positions, plot_recall
 from lib.runs import load_model, make_folder, write_rows
 from model import Attention
 from train import get_batch
@@ -36,7 +36,7 @@ from train import get_batch
 out_dir = "out/mixer_tiny"  # folder of the run, and of the figures
 compare: list[str] = []     # folders of several runs, instead of the one in out_dir; "out/tiny/*" is many
 prompt = ""                 # text whose attention is shown, or FILE:path; empty: the start of the validation text
-n_windows = 512             # [1, inf) validation windows that are measured: the same ones for every run of a dataset
+n_windows = 1024            # [1, inf) validation windows that are measured: the same ones for every run of a dataset
 batch_size = 32             # [1, inf) windows that are computed together
 data_dir = "data"           # folder of the datasets
 device = "auto"             # auto, cpu, cuda, cuda:1 or mps
@@ -45,8 +45,7 @@ fast = True                 # faster equals of four functions of model.py (lib/f
 
 RECALL = "name iter tokens recallable recall_loss other_loss recall_accuracy".split()  # columns of recall.csv
 POSITIONS = "name position loss".split()                                               # and of positions.csv
-PROMPT_TOKENS = 36  # of the validation text: their names still fit beside a matrix
-MAX_ROWS = 8        # matrices per layer that are drawn
+MAX_ROWS = 8  # matrices per layer that are drawn
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -54,9 +53,9 @@ MAX_ROWS = 8        # matrices per layer that are drawn
 
 
 def start_of_text(data, end_of_text):
-    """The first PROMPT_TOKENS ids of the tokens `data`, or fewer if the first document is shorter."""
-    ids = data[:PROMPT_TOKENS].tolist()
-    return ids[:max(1, ids.index(end_of_text))] if end_of_text in ids else ids
+    """The first document of the tokens `data`, a list of ids; if it has more than 40 tokens, its first 24."""
+    ids = data[:40].tolist()
+    return ids[:max(1, ids.index(end_of_text))] if end_of_text in ids else ids[:24]
 
 
 def token_names(tokenizer, ids):
@@ -67,11 +66,11 @@ def token_names(tokenizer, ids):
 
 
 def matrix_names(block):
-    """The names of the matrices that LanguageModel.mixing has for a Block, in their order: "head 1", "W"."""
+    """The names of the matrices that LanguageModel.mixing has for a Block, in their order: "attention head 1", "W"."""
     kinds = []
     for module in block.modules():
         if isinstance(module, Attention):
-            kinds += ["head"] * module.n_head
+            kinds += ["attention head"] * module.n_head
         elif hasattr(module, "mixing"):
             kinds += ["W"] * getattr(module, "kernel_size", 1)
     names = []
@@ -92,7 +91,7 @@ def mixing_rows(model, ids, tokens):
     for_window = model.mixing(torch.zeros(1, T, dtype=torch.long, device=device))
     rows = []
     for i, name in enumerate(matrix_names(model.blocks[0])):
-        is_head = name.startswith("head")
+        is_head = name.startswith("attention")
         layers = for_prompt if is_head else for_window
         matrices = torch.stack([layer[i] for layer in layers]).float().cpu()              # (n_layer, T, T)
         future = torch.ones_like(matrices, dtype=torch.bool).triu(1)
@@ -100,15 +99,16 @@ def mixing_rows(model, ids, tokens):
     return rows
 
 
-def draw_mixing(model, tokenizer, ids, path):
-    """Draw mixing.png, or print why there is none: a module of your own may have no matrix."""
-    names = matrix_names(model.blocks[0])
+def draw_mixing(model, tokenizer, ids, run):
+    """Draw mixing.png in the folder `run`, or print why there is none: a module of your own may have no matrix."""
+    names, path = matrix_names(model.blocks[0]), os.path.join(run, "mixing.png")
     if not names:
         print(f"no {path}: no module of this model has the method mixing(x)")
         return
     if len(names) > MAX_ROWS:
         print(f"{path} shows the first {MAX_ROWS} of {len(names)} matrices per layer")
-    plot_mixing(mixing_rows(model, ids, token_names(tokenizer, ids))[:MAX_ROWS], path)
+    rows = mixing_rows(model, ids, token_names(tokenizer, ids))[:MAX_ROWS]
+    plot_mixing(rows, path, f"{describe(run)[0]}: which tokens does each layer read, and with what weight?")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def main(args):
         recall += rows.values()
         positions += position_rows(run, measures[0], measures[3])
         ids = tokenizer.encode_ordinary(text) if text else start_of_text(data, end_of_text)
-        draw_mixing(model, tokenizer, ids[:model.config.block_size], os.path.join(run, "mixing.png"))
+        draw_mixing(model, tokenizer, ids[:model.config.block_size], run)
     make_folder(args.out_dir)
     write_rows(os.path.join(args.out_dir, "recall.csv"), RECALL, recall)
     write_rows(os.path.join(args.out_dir, "positions.csv"), POSITIONS, positions)

@@ -291,47 +291,50 @@ def plot_efficiency(rows, losses, path, title="Do models that keep their input l
 
 
 def plot_mixing(rows, path, title="Which tokens does each layer read, and with what weight?"):
-    """Draw the matrices that mix tokens: a row of panels per name, a column per layer, one scale of colours for all.
+    """Draw the matrices that mix tokens, a panel per matrix and layer, on one scale of colours.
 
     rows: [(name, matrices (n_layer, T, T), names of the T tokens or None)]; nan, which the mask hides, is grey.
     """
     def draw(axes):
         from matplotlib.colors import SymLogNorm
         norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)  # linear within a hundredth of the largest
-        for i, (name, matrices, tokens) in enumerate(rows):
-            is_last = i == n_rows - 1 or rows[i + 1][2] != tokens  # of the rows that have the same ticks
-            size = min(9, 55 * panel / len(matrices[0]))  # of type: a panel has 72 points per inch
-            for layer, (ax, matrix) in enumerate(zip(axes[i], matrices), 1):
+        for r, row in enumerate(grid):
+            for c, (heading, matrix, tokens) in enumerate(row):
+                ax, size = axes[r, c], min(9, 55 * panel / len(matrix))  # of type: a panel has 72 points per inch
                 image = ax.imshow(matrix.numpy(), cmap="PuOr", norm=norm)
                 ax.set_facecolor("lightgrey")
-                if tokens and size >= 4:
+                ax.set_title(heading)
+                if tokens and size >= 5:
                     ax.set_xticks(range(len(tokens)), tokens, fontsize=size, rotation=90, parse_math=False)
                     ax.set_yticks(range(len(tokens)), tokens, fontsize=size, parse_math=False)
-                ax.tick_params(length=2, labelleft=layer == 1, labelbottom=is_last)
-                if i == 0:
-                    ax.set_title(f"layer {layer}")
-                if is_last:
-                    ax.set_xlabel("token that is read" if tokens else "position that is read")
-            axes[i, 0].set_ylabel(f"{name}\n" + ("token that reads" if tokens else "position that reads"))
-        bar = axes[0, 0].figure.colorbar(image, ax=axes, label="weight (logarithmic on both sides of 0)",
+                what, has_same_left = "token" if tokens else "position", c > 0 and row[c - 1][2] == tokens
+                has_same_below = r + 1 < len(grid) and grid[r + 1][c][2] == tokens
+                ax.tick_params(length=2, labelleft=not has_same_left, labelbottom=not has_same_below)
+                ax.set_xlabel("" if has_same_below else f"{what} that is read")
+                ax.set_ylabel("" if has_same_left else f"{what} that reads")
+        bar = axes[0, 0].figure.colorbar(image, ax=axes, label="weight (logarithmic on both sides of 0)", aspect=30,
                                          ticks=[-power, -power / 10, 0, power / 10, power])
         bar.ax.yaxis.set_major_formatter("{x:g}")
         axes[0, 0].figure.suptitle(title)
-    n_rows, n_layer = len(rows), len(rows[0][1])
+    grid = [[(f"layer {layer}: {name}", matrix, tokens) for layer, matrix in enumerate(matrices, 1)]
+            for name, matrices, tokens in rows]
+    if len(grid) > len(grid[0]):
+        grid = list(zip(*grid))  # a screen is wide
     largest = max(float(matrices.nan_to_num().abs().max()) for _, matrices, _ in rows) or 1.0
     power = 10 ** math.floor(math.log10(largest))
-    panel = 4.5 if n_layer < 4 else 3  # inches
-    save_figure(path, draw, (panel * n_layer + 2, panel * n_rows + 1.2), nrows=n_rows, ncols=n_layer, squeeze=False)
+    n_rows, n_columns = len(grid), len(grid[0])
+    panel = 4.5 if n_columns < 4 else 3.5  # inches
+    save_figure(path, draw, (panel * n_columns + 2, panel * n_rows + 1), nrows=n_rows, ncols=n_columns, squeeze=False)
 
 
 def plot_positions(rows, path, title="Does a model predict better when it has read more of its window?"):
     """Draw the validation loss over the position in the window. rows: those of positions.csv of look.py.
 
-    In a window of more than 64 tokens, a point is the mean of several neighbours.
+    In a window of more than 40 tokens, a point is the mean of neighbours.
     """
     def draw(ax):
         for name, look in styles(runs).items():
-            width = math.ceil(len(runs[name]) / 64)
+            width = math.ceil(len(runs[name]) / 40)
             points = [runs[name][i:i + width] for i in range(0, len(runs[name]), width)]
             x = [fmean(row["position"] for row in point) for point in points]
             ax.plot(x, [fmean(row["loss"] for row in point) for point in points], **look | {"marker": ""})
@@ -348,9 +351,10 @@ def plot_recall(rows, path, title="Does a model look up what stands in its windo
     of recall.csv of look.py, where None stands for no such token.
     """
     def draw(axes):
+        from matplotlib.ticker import PercentFormatter
         for ax, (column, heading, label) in zip(axes, panels):
             for i, (name, look) in enumerate(styles(runs).items()):
-                kept = [row for row in runs[name] if row[column] is not None]
+                kept = [row for row in runs[name] if row[column] is not None and row["tokens"] >= first]
                 x = [row["tokens"] if over_training else i for row in kept]
                 ax.plot(x, [row[column] for row in kept], **look)
             ax.set_ylabel(label)
@@ -360,12 +364,11 @@ def plot_recall(rows, path, title="Does a model look up what stands in its windo
                 ax.set_xticks([])
                 ax.set_xlim(-1, len(runs))
             finish(ax, heading, legend="figure" if ax is axes[-1] else "")
-        for ax in axes[:2]:
-            show_the_end(ax)
-        axes[2].yaxis.set_major_formatter("{x:.0%}")
+        axes[2].yaxis.set_major_formatter(PercentFormatter(1))
         axes[0].figure.suptitle(title)
-    panels = [("recall_loss", "Tokens that could be looked up", LOSS), ("other_loss", "Other tokens", LOSS),
-              ("recall_accuracy", "Looked up", "recallable tokens that are right")]
+    panels = [("recall_loss", "Recallable tokens", LOSS), ("other_loss", "Other tokens", LOSS),
+              ("recall_accuracy", "Recallable tokens: accuracy", "tokens that are right")]
     runs = {name: group for (name,), group in grouped(rows, "name").items()}
     over_training = len(rows) > len(runs)
+    first = 1 if over_training else 0  # the loss before training would hide the differences
     save_figure(path, draw, (13, max(4.2, 0.25 * len(runs))), ncols=3)

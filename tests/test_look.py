@@ -34,7 +34,7 @@ def is_png(path):
 # ------------------------------------------------------------------------------------------------------------
 # matrices
 
-HEAD_NAMES = [f"head {n}" for n in range(1, HEADS + 1)]
+HEAD_NAMES = [f"attention head {n}" for n in range(1, HEADS + 1)]
 
 
 @pytest.mark.parametrize("options, names", [
@@ -43,7 +43,7 @@ HEAD_NAMES = [f"head {n}" for n in range(1, HEADS + 1)]
     (dict(model_type="mixer", kernel_size=3), ["W 1", "W 2", "W 3"]),
     (dict(model_type="mixer", mixer_heads=2, expanded=True), ["W 1", "W 2", "W 3", "W 4"]),
     (dict(model_type="gpt"), HEAD_NAMES),
-    (dict(model_type="llama", n_head=1), ["head"]),
+    (dict(model_type="llama", n_head=1), ["attention head"]),
     (dict(model_type="hybrid"), [*HEAD_NAMES, "W"]),
     (dict(model_type="hybrid_parallel"), [*HEAD_NAMES, "W"]),
 ])
@@ -97,25 +97,25 @@ def test_names_of_tokens_show_what_they_are(tiny_data):
 
 
 def test_the_prompt_is_the_start_of_a_document():
-    """It ends with the document, or after 36 tokens; an empty document is the end of text alone."""
+    """A short document is whole, a long one has 24 tokens; an empty one is the end of text alone."""
     data = torch.arange(100, 200).numpy()
-    assert start_of_text(data, 103) == [100, 101, 102]
-    assert start_of_text(data, 99) == list(range(100, 136))
+    assert start_of_text(data, 139) == list(range(100, 139))
+    assert start_of_text(data, 99) == list(range(100, 124))
     assert start_of_text(data, 100) == [100]
 
 
 def test_a_model_without_matrices_is_said(monkeypatch, capsys):
     """A module that mixes tokens need not have a matrix; one with too many shows the first of them."""
     model = build(model_type="mixer", kernel_size=9)
-    drawn = []
-    monkeypatch.setattr(script, "plot_mixing", lambda rows, path: drawn.append([name for name, _, _ in rows]))
+    drawn, path = [], os.path.join("run", "mixing.png")
+    monkeypatch.setattr(script, "plot_mixing", lambda rows, *_: drawn.append([name for name, _, _ in rows]))
     monkeypatch.setattr(script, "token_names", lambda *_: None)
-    script.draw_mixing(model, None, IDS, "mixing.png")
+    script.draw_mixing(model, None, IDS, "run")
     assert drawn == [[f"W {n}" for n in range(1, 9)]]
-    assert capsys.readouterr().out == "mixing.png shows the first 8 of 9 matrices per layer\n"
+    assert capsys.readouterr().out == f"{path} shows the first 8 of 9 matrices per layer\n"
     monkeypatch.delattr(MaskedConv, "mixing")
-    script.draw_mixing(model, None, IDS, "mixing.png")
-    assert len(drawn) == 1 and capsys.readouterr().out.startswith("no mixing.png: ")
+    script.draw_mixing(model, None, IDS, "run")
+    assert len(drawn) == 1 and capsys.readouterr().out.startswith(f"no {path}: ")
 
 
 # ------------------------------------------------------------------------------------------------------------
