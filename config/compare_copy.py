@@ -24,4 +24,4 @@ variants = {
 }
 over = "block_size"
 budget = "tokens"
-amount = 8e6
+amount = 3e6

@@ -12,5 +12,5 @@ variants = {
     "mixer": {"model_type": "mixer"},
 }
 budget = "tokens"
-amount = 8e6
+amount = 3e6
 n_seeds = 3

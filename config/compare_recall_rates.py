@@ -32,4 +32,4 @@ variants = {
     "hybrid_parallel_008": {"model_type": "hybrid_parallel", "learning_rate": 0.008},
 }
 budget = "tokens"
-amount = 8e6
+amount = 3e6

@@ -18,4 +18,4 @@ variants = {
 }
 over = "n_embd"
 budget = "tokens"
-amount = 8e6
+amount = 3e6
