@@ -64,6 +64,25 @@ def draw_idea(axes):
     axes[0].figure.supxlabel("Hatched: masked, so that no word sees the words after it", fontsize=16)
 
 
+def draw_recall(axes, panels, shown):
+    """Draw the accuracy on recallable tokens over training. panels: {heading: rows of a curves.csv}; shown: names."""
+    looks = plots.styles(shown)
+    for ax, (heading, rows) in zip(axes, panels.items()):
+        for name in shown:
+            seeds = {}
+            for row in rows:
+                if row["name"] == name and row["recall_accuracy"] != "":
+                    seeds.setdefault(row["seed"], []).append(row)
+            points = list(zip(*seeds.values()))  # one per evaluation, with a row per seed
+            tokens = [point[0]["tokens"] for point in points]
+            shares = [[row["recall_accuracy"] for row in point] for point in points]
+            plots.draw_line(ax, tokens, shares, looks[name] | {"marker": ""})
+        ax.set(xlabel="training tokens", ylim=(-0.02, 1.02))
+        ax.yaxis.set_major_formatter("{x:.0%}")
+        plots.finish(ax, heading, legend="figure" if ax is axes[-1] else "")
+    axes[0].set_ylabel("values looked up rightly")
+
+
 plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
 
 for name, title in {

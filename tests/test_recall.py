@@ -77,13 +77,13 @@ def test_recallable_targets_are_those_that_a_search_finds():
 
 @pytest.mark.parametrize("n_pairs, n_keys, n_values", [(8, 26, 26), (1, 1, 1), (2, 2, 2), (3, 5, 4), (36, 36, 57)])
 def test_the_values_behind_the_bar_are_what_can_be_looked_up(n_pairs, n_keys, n_values):
-    """Keys and values of a recall document are distinct, both halves have the same pairs, nothing else comes again."""
+    """The keys of a recall document are distinct, both halves have the same pairs, nothing else comes again."""
     for text in recall_documents(50, n_pairs, n_keys, n_values):
         first, second = text.split("|")
         pairs = [first[i:i + 2] for i in range(0, len(first), 2)]
         assert sorted(pairs) == sorted(second[i:i + 2] for i in range(0, len(second), 2))
         keys, values = zip(*pairs)
-        assert len({*keys}) == len({*values}) == n_pairs and not {*keys} & {*values}
+        assert len({*keys}) == n_pairs and not {*keys} & {*values}
         idx, targets = windows_of(text, 4 * n_pairs + 2)
         places = recallable(idx, targets)[0].nonzero()[:, 0].tolist()
         assert places == list(range(2 * n_pairs + 1, 4 * n_pairs + 1, 2))
@@ -101,7 +101,7 @@ def test_a_copy_is_the_text_again():
 
 
 def test_alphabets_that_are_too_small_are_refused():
-    """Distinct keys and values need an alphabet of their number."""
+    """The keys are distinct, and with fewer values than pairs few orders would do."""
     for sizes in (3, 2, 5), (3, 5, 2):
         with pytest.raises(ValueError, match="3 pairs need as many"):
             next(recall_documents(10, *sizes))
