@@ -1,5 +1,6 @@
-# The paper's early transformer on TinyStories: C 512, L 8, T 512 (paper, section 4). It is OpenAI's first GPT: norms follow
-# the residual steps, the head shares the embedding's weights, and dropout is 0.1. Its GELU is exact, not a tanh formula.
+# The paper's early transformer on TinyStories: C 512, L 8, T 512 (paper, section 4). It is OpenAI's first GPT: norms
+# follow the residual steps, the head shares the weights of the embedding, and dropout is 0.1. Only its GELU is exact
+# instead of a formula with tanh.
 # First run: python prepare.py --dataset=tinystories
 # The paper trained for 12 hours on one RTX 3060 (12 GB). Time and loss of this code on a GPU are not yet measured.
 out_dir = "out/{model_type}_tinystories"
