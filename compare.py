@@ -30,7 +30,8 @@ from lib.device import setup
 from lib.objectives import build_model
 from lib.plots import grouped, plot_curves, plot_over
 from lib.runs import (build_config, different_setting, load_checkpoint, load_model, lock_folder, make_folder,
-                      model_checksum, move_run_aside, read_log, read_rows, replacing, train_run, write_rows)
+                      model_checksum, move_run_aside, read_log, read_rows, replacing, train_run, used_settings,
+                      write_rows)
 from train import get_batch
 
 # defaults: change them by a config file and by --key=value
@@ -143,7 +144,7 @@ def token_accuracy(model, data, objective, device, n_windows=64):
 def read_run(folder, name, args, device):
     """The row of compare.csv for the run in `folder`: all its values come from the checkpoint and the log."""
     model, _, checkpoint = load_model(folder, device)
-    used = checkpoint["config"] | checkpoint["model_config"]
+    used = used_settings(checkpoint)
     last = {key: float(value) if value else None for key, value in read_log(folder)[-1].items()}
     data = load_tokens(os.path.join(args.data_dir, used["dataset"]), "val", checkpoint["meta"])
     flops = model.estimate_flops()
@@ -158,7 +159,7 @@ def read_run(folder, name, args, device):
 def write_sample(folder, args, device):
     """The prompt and how the model in `folder` continues it; "" if it does not predict the next token."""
     model, tokenizer, checkpoint = load_model(folder, device)
-    if checkpoint["config"]["objective"] != "causal":
+    if used_settings(checkpoint)["objective"] != "causal":
         return ""
     end_of_text = checkpoint["meta"]["eot_id"]
     ids = tokenizer.encode_ordinary(args.prompt)[:model.config.block_size] or [end_of_text]

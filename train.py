@@ -36,7 +36,8 @@ from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_
 from lib.objectives import build_model, recallable, token_losses
 from lib.plots import plot_logs
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
-                      save_checkpoint, start_log)
+                      save_checkpoint, start_log, used_settings)
+from model import MaskedConv
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/{model_type}"      # folder of the run; {model_type} stands for the name of the architecture
@@ -56,8 +57,9 @@ gradient_accumulation_steps = 1   # [1, inf) forward passes per iteration, over 
 max_iters = 100_000               # [0, inf) the run ends when the first of three budgets is used up; 0: no limit
 max_tokens = 0                    # [0, inf) tokens to train on; 0: no limit
 max_seconds = 0.0                 # [0, inf) seconds of training, without compilation and evaluation; 0: no limit
+optimizer = "adamw"               # adamw | muon: Muon for matrices, and AdamW for embeddings, head and vectors
 learning_rate = 5e-4              # (0, inf) peak of the learning rate
-weight_decay = 0.1                # [0, inf) AdamW: decay of matrices and embeddings
+weight_decay = 0.1                # [0, inf) decay of matrices and embeddings
 beta1 = 0.9                       # [0, 1) AdamW: memory of the gradient
 beta2 = 0.95                      # [0, 1) AdamW: memory of its square
 grad_clip = 1.0                   # [0, inf) largest norm of the gradient; 0: no clipping
@@ -121,6 +123,41 @@ def forward_backward(run, starts, exchange=True):
             run.scaler.scale(loss).backward()
         loss_sum += loss.detach()
     return loss_sum
+
+
+class MuonAndAdamW(torch.optim.Muon):
+    """Muon (arXiv 2502.16982) for the matrices of the blocks, and the given AdamW for all other parameters.
+
+    PyTorch's Muon takes matrices only: it gets the weight (k, T, T) of a convolution as k views, which share its
+    memory. A Toeplitz weight (k, T) is no matrix. The rule match_rms_adamw makes Muon's steps as large as AdamW's.
+    """
+
+    def __init__(self, model, adamw):
+        convs = [m for m in model.modules() if isinstance(m, MaskedConv) and not m.toeplitz]
+        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.lm_head]
+        self.weights = [m.weight for m in convs + linears]
+        self.masked = [conv.weight for conv in convs if conv.causal]
+        self.views = [view for weight in self.weights for view in weight.detach().view(-1, *weight.shape[-2:])]
+        self.adamw, options = adamw, adamw.param_groups[0]
+        super().__init__(self.views, options["lr"], options["weight_decay"], adjust_lr_fn="match_rms_adamw")
+        for group in adamw.param_groups:
+            self.add_param_group(group)
+
+    @torch.no_grad()
+    def step(self):
+        grads = [grad for weight in self.weights for grad in weight.grad.view(-1, *weight.shape[-2:])]
+        for view, grad in zip(self.views, grads):
+            view.grad = grad
+        for weight in self.weights:
+            weight.grad = None  # AdamW passes over a parameter without a gradient
+        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state  # a resumed run has new ones
+        self.adamw.step()
+        self.adamw.zero_grad()  # so that Muon passes over its parameters
+        super().step()
+        # Muon's update is dense, but above the diagonal, where the gradient is 0, it lowers no loss. Masking the
+        # weight is the same as masking the update, because the weight was 0 there before.
+        for weight in self.masked:
+            weight.tril_()
 
 
 def optimizer_step(model, optimizer, scaler, lr, grad_clip):
@@ -341,10 +378,12 @@ def restore(run, path, resume):
     Raises ValueError if the checkpoint is of another model or tokenizer.
     """
     checkpoint = load_checkpoint(path, mmap=True)  # or each process would keep its memory
-    known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
-    for key, value in (asdict(run.model_config) | {"objective": run.args.objective}).items():
-        if known[key] != value and key != "dropout":
-            raise ValueError(f"{path} was trained with {key}={known[key]}, not {value}: use its config and dataset")
+    used, wanted = used_settings(checkpoint), asdict(run.model_config) | {"objective": run.args.objective}
+    if resume:
+        wanted["optimizer"] = run.args.optimizer
+    for key, value in wanted.items():
+        if used[key] != value and key != "dropout":
+            raise ValueError(f"{path} was trained with {key}={used[key]}, not {value}: use its config and dataset")
     if checkpoint["meta"]["ranks"] != run.meta["ranks"]:
         raise ValueError(f"{path} was trained with another tokenizer than that of {run.args.dataset}")
     run.raw_model.load_state_dict(checkpoint["model"])
@@ -355,7 +394,7 @@ def restore(run, path, resume):
                          f"start from its weights: --init_from={path}")
     options = run.optimizer.state_dict()["param_groups"]  # the command line decides on them, not the checkpoint
     run.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
-    changed = [key for key in ("weight_decay", "beta1", "beta2") if known[key] != getattr(run.args, key)]
+    changed = [key for key in ("weight_decay", "beta1", "beta2") if used[key] != getattr(run.args, key)]
     if changed:
         print(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
     if checkpoint["scaler"]:  # it is empty if the run had another number format
@@ -381,6 +420,8 @@ def build_run(args):
         end_of_text = meta["eot_id"]
         documents = {split: document_starts(tokens, end_of_text) for split, tokens in data.items()}
     model_config = build_config(vars(args), meta["vocab_size"])
+    if args.optimizer == "muon":
+        optimizer = MuonAndAdamW(raw_model, optimizer)
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)
     optimizer = raw_model.configure_optimizers(args.weight_decay, args.learning_rate, (args.beta1, args.beta2))
