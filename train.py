@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.data import (build_tokenizer, document_starts, load_meta, load_tokens, prepare_missing, stream_text,
                       training_windows, validation_windows)
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
-                        measure_peak_flops, peak_memory_mb, setup, uncompile_model)
+                        measure_peak_flops, peak_memory_mb, say, setup, uncompile_model)
 from lib.objectives import build_model, recallable, token_losses
 from lib.plots import plot_logs
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
@@ -340,8 +340,7 @@ def check_settings(args, world_size):
         raise ValueError(f"gradient_accumulation_steps {args.gradient_accumulation_steps} is no multiple of "
                          f"{world_size} processes")
     if args.max_iters and args.warmup_iters > args.max_iters:
-        print(f"warmup_iters {args.warmup_iters} is more than max_iters {args.max_iters}: the learning rate will "
-              "not reach its peak")
+        say(f"warmup_iters {args.warmup_iters} is more than max_iters {args.max_iters}: learning_rate is never reached")
 
 
 def import_wandb():
@@ -396,15 +395,15 @@ def restore(run, path, resume):
     run.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
     changed = [key for key in ("weight_decay", "beta1", "beta2") if used[key] != getattr(run.args, key)]
     if changed:
-        print(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
+        say(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
     if checkpoint["scaler"]:  # it is empty if the run had another number format
         run.scaler.load_state_dict(checkpoint["scaler"])
     run.state.update(checkpoint["state"])
     if checkpoint.get("model_py") != run.model_py:
-        print(f"model.py has changed since {path} was saved")
+        say(f"model.py has changed since {path} was saved")
         run.model_py = None  # no single version of it makes this run
     if checkpoint["meta"]["crc32"] != run.meta["crc32"]:
-        print(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
+        say(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
         run.state["best_val_loss"] = math.inf
 
 
@@ -492,14 +491,14 @@ def main(args):
     """Train by the settings; returns the run. SystemExit with 128 + the signal's number if one stopped it."""
     wandb = import_wandb() if args.wandb_log else None
     run = build_run(args)
-    say = print if run.rank == 0 else (lambda *_, **__: None)
     if args.eval_only:
-        return print(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
+        say(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
+        return leave_processes()
     run.peak_flops = measure_peak_flops(run.device, run.dtype) * run.world_size
     n_params = sum(p.numel() for p in run.raw_model.parameters())
     say(f"{args.model_type} with {n_params:,} parameters on {run.device} in {dtype_name(run.dtype)}: "
         f"{run.flops_per_token / 1e6:.1f} MFLOP per token; a large matmul reaches {run.peak_flops / 1e12:.2f} "
-        f"TFLOP/s here", flush=True)
+        f"TFLOP/s here")
     if run.rank == 0:
         start_folder(run)
     if wandb and run.rank == 0:
@@ -507,7 +506,7 @@ def main(args):
         run.wandb = wandb
     clock = time.perf_counter()
     compile_run(run)
-    say(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
+    say(f"ready in {time.perf_counter() - clock:.0f} s")
     with StopSignals() as stop:
         caught = train(run, stop)
     if run.rank == 0:
