@@ -164,7 +164,8 @@ def write_sample(folder, args, device):
     end_of_text = checkpoint["meta"]["eot_id"]
     ids = tokenizer.encode_ordinary(args.prompt)[:model.config.block_size] or [end_of_text]
     steps = model.generate([ids], args.sample_tokens, 0.8, top_k=200, seed=args.seed, stop_token=end_of_text)
-    return args.prompt + "".join(stream_text(tokenizer, (token for token, in steps)))
+    tokens = [token for token, in steps if token != end_of_text]
+    return args.prompt + "".join(stream_text(tokenizer, tokens))
 
 
 def format_table(rows, failed=()):

@@ -484,7 +484,8 @@ def finish(run, caught):
         start = known or [run.meta["eot_id"]]  # which a window that begins with a document never holds
         steps = run.raw_model.generate([start], args.sample_tokens, 0.8, top_k=200, seed=args.seed,
                                        stop_token=run.end_of_text)
-        print("".join(stream_text(build_tokenizer(run.meta), [*known, *(token for token, in steps)])))
+        tokens = known + [token for token, in steps if token != run.end_of_text]
+        print("".join(stream_text(build_tokenizer(run.meta), tokens)))
 
 
 def main(args):
