@@ -112,12 +112,12 @@ def forward_backward(run, starts, exchange=True):
     alike, even if documents shorter than a window leave it fewer targets than another one has.
     """
     B, T = run.args.batch_size, run.model_config.block_size
-    micro_batches = [starts[i:i + B] for i in range(0, len(starts), B)][run.rank::run.world_size]
+    micro_batches = [starts[i:i + B] for i in range(run.rank * B, len(starts), run.world_size * B)]
     loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
         idx, targets = get_batch(run.data["train"], micro_batch, T, run.device, run.end_of_text)
-        exchanges = exchange and i == len(micro_batches) - 1
-        with nullcontext() if exchanges or run.world_size == 1 else run.model.no_sync():
+        alone = run.world_size > 1 and not (exchange and i == len(micro_batches) - 1)
+        with run.model.no_sync() if alone else nullcontext():
             with autocast(run.device, run.dtype):
                 loss = run.model(idx, targets, return_logits=False)[1] / len(micro_batches)
             run.scaler.scale(loss).backward()
@@ -247,9 +247,9 @@ def show(row, progress):
     line = (f"iter {row['iter']:6d} | train {row['train_loss'] or math.nan:7.4f} | lr {row['lr']:.2e} | "
             f"norm {row['grad_norm']:6.3f} | {row['tok_per_sec']:9,.0f} tok/s | mfu {100 * row['mfu']:4.1f}% | "
             f"eta {left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}")
-    if row["val_loss"]:
+    if row.get("val_loss"):
         line += f" | val {row['val_loss']:.4f} ({row['val_bpb']:.3f} bits per byte)"
-        if row["recall_accuracy"] is not None:
+        if "recall_accuracy" in row:
             line += f", {100 * row['recall_accuracy']:.1f}% of recallable tokens right"
     print(line, flush=True)
 
@@ -270,12 +270,11 @@ def log(run, lr, norm, progress, speed, evaluates):
     if evaluates:
         state["val_loss"] = val_loss
     bits_per_byte = val_loss / math.log(2) * val["tokens"] / val["bytes"] if evaluates else None
-    row = dict.fromkeys(COLUMNS) | measures | dict(
-        iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
-        val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
-        mfu=speed * run.flops_per_token / run.peak_flops)
+    row = measures | dict(iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
+                          val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+                          mfu=speed * run.flops_per_token / run.peak_flops)
     show(row, min(progress, 1))
-    append_row(os.path.join(run.out_dir, "log.csv"), [row[column] for column in COLUMNS])
+    append_row(os.path.join(run.out_dir, "log.csv"), [row.get(column) for column in COLUMNS])
     if run.wandb:
         run.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
 
@@ -344,13 +343,12 @@ def check_settings(args, world_size):
 
 
 def import_wandb():
-    """The package wandb, checked before anything is written. Raises ValueError without it."""
+    """wandb.init, imported before anything is written. Raises ValueError without the package wandb."""
     try:
-        import wandb
-        from wandb import init  # noqa: F401 - a folder named wandb can be imported too
+        from wandb import init  # a folder named wandb can be imported too, but has no init
     except ImportError:
         raise ValueError("wandb_log needs the package wandb: pip install wandb") from None
-    return wandb
+    return init
 
 
 def load_data(folder, block_size, rank, verify=False):
@@ -419,11 +417,11 @@ def build_run(args):
         end_of_text = meta["eot_id"]
         documents = {split: document_starts(tokens, end_of_text) for split, tokens in data.items()}
     model_config = build_config(vars(args), meta["vocab_size"])
-    if args.optimizer == "muon":
-        optimizer = MuonAndAdamW(raw_model, optimizer)
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)
     optimizer = raw_model.configure_optimizers(args.weight_decay, args.learning_rate, (args.beta1, args.beta2))
+    if args.optimizer == "muon":
+        optimizer = MuonAndAdamW(raw_model, optimizer)
     # The state is what changes from one iteration to the next, besides weights and optimizer. position says where
     # the order of the data stands; loss_sum and loss_count are of the iterations since the last line of the log.
     state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
@@ -490,7 +488,7 @@ def finish(run, caught):
 
 def main(args):
     """Train by the settings; returns the run. SystemExit with 128 + the signal's number if one stopped it."""
-    wandb = import_wandb() if args.wandb_log else None
+    wandb_init = import_wandb() if args.wandb_log else None
     run = build_run(args)
     if args.eval_only:
         say(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
@@ -502,9 +500,8 @@ def main(args):
         f"TFLOP/s here")
     if run.rank == 0:
         start_folder(run)
-    if wandb and run.rank == 0:
-        wandb.init(project="masked-mixers", name=run.out_dir, config=vars(args))
-        run.wandb = wandb
+        if wandb_init:
+            run.wandb = wandb_init(project="masked-mixers", name=run.out_dir, config=vars(args))
     clock = time.perf_counter()
     compile_run(run)
     say(f"ready in {time.perf_counter() - clock:.0f} s")
