@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from lib.data import load_meta, load_tokens, stream_text, validation_windows
+from lib.data import document_starts, load_meta, load_tokens, stream_text, validation_windows
 from lib.device import setup
 from lib.objectives import build_model
 from lib.plots import grouped, plot_curves, plot_over
@@ -51,12 +51,13 @@ prompt = "def"                    # how samples begin; a space at its end belong
 sample_tokens = 120               # [1, inf) tokens of each sample
 data_dir = "data"                 # folder of the datasets
 device = "auto"                   # auto, cpu, cuda, cuda:1 or mps
-fast = True                       # faster equals of four functions of model.py (lib/fast.py)
+fast = True                       # faster equivalents of four functions of model.py (lib/fast.py)
 # end of defaults
 
 COLUMNS = ("name,seed,n_embd,parameters,flops_per_token,learning_rate,tokens,seconds,tok_per_sec,train_flops,"
-           "peak_memory_mb,train_loss,val_loss,val_bpb,token_accuracy").split(",")
-CURVES = "name,seed,tokens,seconds,train_flops,val_loss".split(",")
+           "peak_memory_mb,train_loss,val_loss,val_bpb,token_accuracy,recall_loss,other_loss,recall_accuracy").split(",")
+LOGGED = "tokens,seconds,train_loss,val_loss,val_bpb,recall_loss,other_loss,recall_accuracy".split(",")
+CURVES = ["name", "seed", "train_flops", *LOGGED]
 HEADINGS = ("rank,model,parameters,MFLOP per token,tokens,seconds,tokens/s,peak MB,val loss,range,bits per byte,"
             "token accuracy").split(",")
 
@@ -130,30 +131,38 @@ def plan_runs(args):
 
 
 @torch.no_grad()
-def token_accuracy(model, data, objective, device, n_windows=64):
+def token_accuracy(model, data, objective, device, end_of_text=None, n_windows=64):
     """The share of validation tokens that the model holds for the most probable: the next ones, or, for an
-    autoencoder, those of its input."""
+    autoencoder, those of its input. With the id end_of_text, a window has one document from its beginning."""
     T, shares = model.config.block_size, []
-    for start in validation_windows(len(data), T, n_windows).tolist():
-        idx, targets = get_batch(data, [start], T, device)                                # (1, T)
+    documents = None if end_of_text is None else document_starts(data, end_of_text)
+    for start in validation_windows(len(data), T, n_windows, documents).tolist():
+        idx, targets = get_batch(data, [start], T, device, end_of_text)                   # (1, T)
         wanted = idx if objective == "autoencode" else targets
-        shares.append((model(idx)[0].argmax(dim=-1) == wanted).float().mean().item())
+        is_right = model(idx)[0].argmax(dim=-1) == wanted
+        shares.append(is_right[targets >= 0].float().mean().item())
     return fmean(shares)
+
+
+def read_measures(folder):
+    """The rows of the log with an evaluation, in numbers; None where a column is empty, or missing in an old log."""
+    rows = [row for row in read_log(folder) if row["val_loss"]]
+    return [{key: float(row[key]) if row.get(key) else None for key in LOGGED} for row in rows]
 
 
 def read_run(folder, name, args, device):
     """The row of compare.csv for the run in `folder`: all its values come from the checkpoint and the log."""
     model, _, checkpoint = load_model(folder, device)
     used = used_settings(checkpoint)
-    last = {key: float(value) if value else None for key, value in read_log(folder)[-1].items()}
+    last = read_measures(folder)[-1]
     data = load_tokens(os.path.join(args.data_dir, used["dataset"]), "val", checkpoint["meta"])
+    end_of_text = checkpoint["meta"]["eot_id"] if used["windows"] == "document" else None
     flops = model.estimate_flops()
     row = {"name": name, "parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops,
            "tok_per_sec": last["tokens"] / last["seconds"], "train_flops": 3 * flops * last["tokens"],
            "peak_memory_mb": checkpoint["peak_memory_mb"],
-           "token_accuracy": token_accuracy(model, data, used["objective"], device)}
-    row |= {key: last[key] for key in ("tokens", "seconds", "train_loss", "val_loss", "val_bpb")}
-    return row | {key: used[key] for key in ("seed", "n_embd", "learning_rate", args.over) if key in used}
+           "token_accuracy": token_accuracy(model, data, used["objective"], device, end_of_text)}
+    return row | last | {key: used[key] for key in ("seed", "n_embd", "learning_rate", args.over) if key in used}
 
 
 def write_sample(folder, args, device):
@@ -193,11 +202,9 @@ def report(args, rows, failed, device):
     for row in rows:
         name, folder = row["name"], os.path.join(args.out_dir, f"{row['name']}_{row['seed']}")
         if os.path.exists(os.path.join(folder, "ckpt.pt")):  # a row may have outlived its run
-            for at in read_log(folder):
-                if at["val_loss"]:
-                    flops = 3 * row["flops_per_token"] * float(at["tokens"])
-                    point = {key: float(at[key]) for key in ("tokens", "seconds", "val_loss")}
-                    curves.append(point | {"name": name, "seed": row["seed"], "train_flops": flops})
+            for point in read_measures(folder):
+                flops = 3 * row["flops_per_token"] * point["tokens"]
+                curves.append(point | {"name": name, "seed": row["seed"], "train_flops": flops})
             samples[name] = samples.get(name) or write_sample(folder, args, device)
     table = format_table(rows, failed)
     with replacing(os.path.join(args.out_dir, "compare.md"), "w") as f:

@@ -40,7 +40,7 @@ n_windows = 1024            # [1, inf) validation windows that are measured: the
 batch_size = 32             # [1, inf) windows that are computed together
 data_dir = "data"           # folder of the datasets
 device = "auto"             # auto, cpu, cuda, cuda:1 or mps
-fast = True                 # faster equals of four functions of model.py (lib/fast.py)
+fast = True                 # faster equivalents of four functions of model.py (lib/fast.py)
 # end of defaults
 
 RECALL = "name iter tokens recallable recall_loss other_loss recall_accuracy".split()  # columns of recall.csv

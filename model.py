@@ -144,6 +144,25 @@ class Mixer(nn.Module):
         return sum(paths[1:], paths[0])                                                   # (B, T, C/heads)
 
 
+class ShortConv(nn.Module):
+    """Mix each token with the one before it, channel by channel: y[t] = a x[t] + b x[t - 1] (arXiv 2212.14052)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, config.n_embd).uniform_(-0.7, 0.7))  # as nn.Conv1d of two inputs
+
+    def forward(self, x, cache=None):
+        first = torch.zeros_like(x[:, :1])                                                # (B, 1, C)
+        if cache:
+            first, cache.states[self] = cache.states.get(self, first), x[:, -1:]
+        before = torch.cat([first, x[:, :-1]], dim=1)                                     # (B, T, C)
+        return self.weight[0] * x + self.weight[1] * before
+
+    def flops(self, T):
+        """There is no matmul."""
+        return 0
+
+
 class Rotary(nn.Module):
     """Rotary positions (arXiv 2104.09864): turns channel pairs (i, i + hs/2) by position times frequency."""
 
@@ -218,6 +237,10 @@ ARCHITECTURES = {
                   init="normal", embd_std=0.02),
     "hybrid": dict(steps=[[Attention], [Mixer]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
                    final_norm=True, init="torch", embd_std=1.0),
+    "mixer_first": dict(steps=[[Mixer], [Attention]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
+                        final_norm=True, init="torch", embd_std=1.0),
+    "llama_short": dict(steps=[[ShortConv], [Attention]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
+                        final_norm=True, init="torch", embd_std=1.0),
     "hybrid_parallel": dict(steps=[[Attention, Mixer]], position="rope", norm="rmsnorm", mlp="swiglu", bias=False,
                             final_norm=True, init="torch", embd_std=1.0),
 }
@@ -231,7 +254,7 @@ COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size
 class ModelConfig:
     """Everything that defines a model. Raises ValueError, naming the key, for a value that is out of range."""
     # defaults: the interval or the list of choices in front of a comment is what the scripts accept
-    model_type: str = "mixer"         # mixer, gpt, llama, hybrid, hybrid_parallel: an entry of ARCHITECTURES
+    model_type: str = "mixer"         # mixer, gpt, llama, hybrid, ...: an entry of ARCHITECTURES
     block_size: int = 512             # [1, inf) T: the longest window of tokens
     n_layer: int = 8                  # [1, inf) blocks
     n_embd: int = 1024                # [1, inf) C: channels

@@ -5,6 +5,7 @@ Turn text into the token files that train.py reads, or pairs of texts into the f
     python prepare.py --dataset=tinystories             # from the Hugging Face hub
     python prepare.py --dataset=fineweb_edu --max_mb=1000
     python prepare.py --dataset=recall                  # generated, to look up values by keys: aQbXcZ|bXaQcZ
+    python prepare.py --dataset=recall_16 --n_pairs=16  # under a name of your own, which begins with recall_
     python prepare.py --dataset=copy                    # generated, to copy: hello|hello
     python prepare.py --input=stories.txt --dataset=mine --tokenizer=byte
     python prepare.py --pairs=python                    # docstrings and the code below them, on this machine
@@ -210,6 +211,12 @@ def choose_name(dataset, path):
     return dataset
 
 
+def generator_of(dataset):
+    """The entry of GENERATED that makes a dataset of this name, such as recall or recall_16; or None."""
+    name = dataset.split("_")[0]
+    return name if name in GENERATED else None
+
+
 def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_mb, data_dir, **sizes):
     """Make the dataset that the settings describe, and return its meta.
 
@@ -231,11 +238,11 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             return split_documents(read_input(path, text_key), val_fraction)
     elif dataset == "python":
         source, split = "Python source", partial(split_python, val_fraction)
-    elif dataset in GENERATED:
+    elif generator_of(dataset):
         source, tokenizer = "generated", "byte"
 
         def split():
-            return split_documents(GENERATED[dataset][0](**sizes), val_fraction)
+            return split_documents(GENERATED[generator_of(dataset)][0](**sizes), val_fraction)
     elif dataset in HUB:
         source, split = HUB[dataset][0]["path"], partial(split_hub, dataset, val_fraction)
     else:
@@ -332,7 +339,7 @@ def main(args):
     if args.pairs:
         return prepare_pairs(args.pairs, args.dataset, args.query_key, args.passage_key, args.val_fraction,
                              args.data_dir)
-    _, keys = GENERATED.get(args.dataset, (None, ()))
+    _, keys = GENERATED.get(generator_of(args.dataset), (None, ()))
     sizes = {key: getattr(args, key) for key in keys}
     return prepare(args.dataset, args.input, args.tokenizer, args.vocab_size, args.text_key, args.val_fraction,
                    args.max_mb, args.data_dir, **sizes)

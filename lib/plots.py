@@ -16,7 +16,11 @@ from statistics import correlation, fmean
 
 # Colours of Okabe and Ito (jfly.uni-koeln.de/color), which the colour-blind can tell apart. The last column
 # is the embedding std that the paper gives to this architecture: a run with it gets a solid line.
-ARCHITECTURES = {  # hybrid_parallel stands before hybrid, because its name begins with it
+ARCHITECTURES = {  # a name stands before those with which it begins: hybrid_parallel before hybrid
+    "mixer_first": ("Mixer before attention", "#882255", "<", "1"),
+    "llama_short": ("Llama with short convolution", "#E69F00", ">", "1"),
+    "two_heads": ("Mixer of two heads", "#332288", "h", "1"),
+    "toeplitz": ("Toeplitz mixer", "#44AA99", "X", "1"),
     "mixer": ("Mixer", "#004C8C", "o", "1"),  # a darker blue than theirs: it differs from Llama's in grey too
     "llama": ("Llama", "#D55E00", "s", "0.02"),
     "gpt": ("GPT", "#CC79A7", "^", "0.02"),

@@ -22,7 +22,7 @@ from lib.objectives import build_model
 from model import ModelConfig
 
 RUN_FILES = ("ckpt.pt", "best.pt", "log.csv", "config.json", "loss.png", "retrieve.csv", "retrieve.json",
-             "retrieve.png")
+             "retrieve.png", "mixing.png", "positions.png", "positions.csv", "recall.png", "recall.csv")
 KEPT = re.compile(r"iter_\d+\.pt")  # a checkpoint that train.py has kept, named by its iteration
 BUDGETS = {"max_iters": "iter", "max_tokens": "tokens", "max_seconds": "seconds"}  # setting -> state of a run
 LOCKS = {}  # folder -> open file: the lock is held while it is open

@@ -220,20 +220,21 @@ VALUES = string.ascii_uppercase + string.punctuation.replace("|", "")
 def recall_documents(n_documents, n_pairs, n_keys, n_values):
     """Pairs of a key and a value, a bar, and the same pairs in another order: aQbXcZ|bXaQcZ (arXiv 2312.04927).
 
-    The keys of a document differ, and so do its values. No value is followed by the same key in both halves: values
+    The keys of a document differ. No value is followed by the same key in both halves: values
     behind the bar are the only tokens that a model can look up. Raises ValueError if the alphabets are too small.
     """
     if n_pairs > min(n_keys, n_values):
         raise ValueError(f"{n_pairs} pairs need as many keys and values: lower --n_pairs, or raise --n_keys and "
                          "--n_values")
     rng = np.random.default_rng(0)
-    for _ in range(n_documents):
-        keys, values = rng.permutation(n_keys)[:n_pairs], rng.permutation(n_values)[:n_pairs]
-        pairs = [KEYS[key] + VALUES[value] for key, value in zip(keys, values)]
+    while n_documents:
+        keys, values = rng.permutation(n_keys)[:n_pairs], rng.integers(n_values, size=n_pairs)
         order = rng.permutation(n_pairs)
-        while (np.diff(order) == 1).any():  # a pair would be followed by the same pair again
-            order = rng.permutation(n_pairs)
-        yield f"{''.join(pairs)}|{''.join(pairs[i] for i in order)}"
+        follows, follows_again = zip(values, keys[1:]), zip(values[order], keys[order][1:])
+        if set(follows).isdisjoint(follows_again):  # else a value would tell the next key
+            pairs = [KEYS[key] + VALUES[value] for key, value in zip(keys, values)]
+            yield f"{''.join(pairs)}|{''.join(pairs[i] for i in order)}"
+            n_documents -= 1
 
 
 def copy_documents(n_documents, n_keys, n_letters):

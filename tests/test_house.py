@@ -68,7 +68,7 @@ print([name for name in sys.modules if name.split(".")[0] in ("lib", "numpy", "t
     assert out[0].startswith("True [") and out[0].count(",") == 19 and out[1] == "[]"
 
 
-SCRIPTS = "train", "sample", "invert", "retrieve", "compare", "prepare", "bench", "configurator"
+SCRIPTS = "train", "sample", "invert", "retrieve", "compare", "prepare", "bench", "look", "configurator"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

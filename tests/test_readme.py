@@ -54,7 +54,7 @@ def test_files_that_results_link_exist(name):
     assert not [link for link in links if not os.path.exists(os.path.join(HERE, "results", link))]
 
 
-COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert|retrieve|compare|bench)\.py(.*)$",
+COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert|retrieve|compare|bench|look)\.py(.*)$",
                       README, re.M)
 
 
