@@ -30,7 +30,8 @@ from lib.device import setup
 from lib.objectives import build_model
 from lib.plots import grouped, plot_curves, plot_over
 from lib.runs import (build_config, different_setting, load_checkpoint, load_model, lock_folder, make_folder,
-                      model_checksum, move_run_aside, read_log, read_rows, replacing, train_run, write_rows)
+                      model_checksum, move_run_aside, read_log, read_rows, replacing, train_run, used_settings,
+                      write_rows)
 from train import get_batch
 
 # defaults: change them by a config file and by --key=value
@@ -152,10 +153,10 @@ def read_measures(folder):
 def read_run(folder, name, args, device):
     """The row of compare.csv for the run in `folder`: all its values come from the checkpoint and the log."""
     model, _, checkpoint = load_model(folder, device)
-    used = checkpoint["config"] | checkpoint["model_config"]
+    used = used_settings(checkpoint)
     last = read_measures(folder)[-1]
     data = load_tokens(os.path.join(args.data_dir, used["dataset"]), "val", checkpoint["meta"])
-    end_of_text = checkpoint["meta"]["eot_id"] if used.get("windows") == "document" else None
+    end_of_text = checkpoint["meta"]["eot_id"] if used["windows"] == "document" else None
     flops = model.estimate_flops()
     row = {"name": name, "parameters": sum(p.numel() for p in model.parameters()), "flops_per_token": flops,
            "tok_per_sec": last["tokens"] / last["seconds"], "train_flops": 3 * flops * last["tokens"],
@@ -167,12 +168,13 @@ def read_run(folder, name, args, device):
 def write_sample(folder, args, device):
     """The prompt and how the model in `folder` continues it; "" if it does not predict the next token."""
     model, tokenizer, checkpoint = load_model(folder, device)
-    if checkpoint["config"]["objective"] != "causal":
+    if used_settings(checkpoint)["objective"] != "causal":
         return ""
     end_of_text = checkpoint["meta"]["eot_id"]
     ids = tokenizer.encode_ordinary(args.prompt)[:model.config.block_size] or [end_of_text]
     steps = model.generate([ids], args.sample_tokens, 0.8, top_k=200, seed=args.seed, stop_token=end_of_text)
-    return args.prompt + "".join(stream_text(tokenizer, (token for token, in steps)))
+    tokens = [token for token, in steps if token != end_of_text]
+    return args.prompt + "".join(stream_text(tokenizer, tokens))
 
 
 def format_table(rows, failed=()):

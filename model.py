@@ -267,7 +267,8 @@ class ModelConfig:
     toeplitz: bool = False            # W[t, s] = w[t - s]: T weights per layer instead of T * T
     causal: bool = True               # false removes the mask: every token sees all others
     position: str = "auto"            # auto | none | learned | rope
-    norm: str = "auto"                # auto | layernorm | rmsnorm | none: before each residual step
+    norm: str = "auto"                # auto | layernorm | rmsnorm | none: of each residual step
+    post_norm: bool = False           # x <- norm(x + f(x)), as in the first GPT; false: x <- x + f(norm(x))
     final_norm: bool | str = "auto"   # a norm before the head
     mlp: str = "auto"                 # auto | gelu | swiglu: C -> 4C -> C; swiglu has half as many weights again
     bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
@@ -324,7 +325,10 @@ def build_norm(config):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x <- x + f(norm(x)) for each step f that mixes tokens, and then for the MLP."""
+    """Residual block: x <- x + f(norm(x)) for each step f that mixes tokens, and then for the MLP.
+
+    With post_norm, x <- norm(x + f(x)): the block before GPT-2, whose output is already normed.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -334,17 +338,20 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.mlp_norm = build_norm(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.residual = config.residual
+        self.residual, self.post_norm = config.residual, config.post_norm
 
     def forward(self, x, cache=None):
         for norm, step in zip(self.mix_norm, self.mix):
-            normed = norm(x)                                                              # (B, T, C)
+            inputs = x if self.post_norm else norm(x)                                     # (B, T, C)
             x = x if self.residual else torch.zeros_like(x)
             for mix in step:
-                x = x + self.dropout(mix(normed, cache))
-        normed = self.mlp_norm(x)
+                x = x + self.dropout(mix(inputs, cache))
+            if self.post_norm:
+                x = norm(x)
+        inputs = x if self.post_norm else self.mlp_norm(x)
         x = x if self.residual else torch.zeros_like(x)
-        return x + self.dropout(self.mlp(normed))
+        x = x + self.dropout(self.mlp(inputs))
+        return self.mlp_norm(x) if self.post_norm else x
 
 
 class Cache:

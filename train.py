@@ -32,11 +32,12 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.data import (build_tokenizer, document_starts, load_meta, load_tokens, prepare_missing, stream_text,
                       training_windows, validation_windows)
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
-                        measure_peak_flops, peak_memory_mb, setup, uncompile_model)
+                        measure_peak_flops, peak_memory_mb, say, setup, uncompile_model)
 from lib.objectives import build_model, recallable, token_losses
 from lib.plots import plot_logs
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
-                      save_checkpoint, start_log)
+                      save_checkpoint, start_log, used_settings)
+from model import MaskedConv
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/{model_type}"      # folder of the run; {model_type} stands for the name of the architecture
@@ -56,8 +57,9 @@ gradient_accumulation_steps = 1   # [1, inf) forward passes per iteration, over 
 max_iters = 100_000               # [0, inf) the run ends when the first of three budgets is used up; 0: no limit
 max_tokens = 0                    # [0, inf) tokens to train on; 0: no limit
 max_seconds = 0.0                 # [0, inf) seconds of training, without compilation and evaluation; 0: no limit
+optimizer = "adamw"               # adamw | muon: Muon for matrices, and AdamW for embeddings, head and vectors
 learning_rate = 5e-4              # (0, inf) peak of the learning rate
-weight_decay = 0.1                # [0, inf) AdamW: decay of matrices and embeddings
+weight_decay = 0.1                # [0, inf) decay of matrices and embeddings
 beta1 = 0.9                       # [0, 1) AdamW: memory of the gradient
 beta2 = 0.95                      # [0, 1) AdamW: memory of its square
 grad_clip = 1.0                   # [0, inf) largest norm of the gradient; 0: no clipping
@@ -110,17 +112,52 @@ def forward_backward(run, starts, exchange=True):
     alike, even if documents shorter than a window leave it fewer targets than another one has.
     """
     B, T = run.args.batch_size, run.model_config.block_size
-    micro_batches = [starts[i:i + B] for i in range(0, len(starts), B)][run.rank::run.world_size]
+    micro_batches = [starts[i:i + B] for i in range(run.rank * B, len(starts), run.world_size * B)]
     loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
         idx, targets = get_batch(run.data["train"], micro_batch, T, run.device, run.end_of_text)
-        exchanges = exchange and i == len(micro_batches) - 1
-        with nullcontext() if exchanges or run.world_size == 1 else run.model.no_sync():
+        alone = run.world_size > 1 and not (exchange and i == len(micro_batches) - 1)
+        with run.model.no_sync() if alone else nullcontext():
             with autocast(run.device, run.dtype):
                 loss = run.model(idx, targets, return_logits=False)[1] / len(micro_batches)
             run.scaler.scale(loss).backward()
         loss_sum += loss.detach()
     return loss_sum
+
+
+class MuonAndAdamW(torch.optim.Muon):
+    """Muon (arXiv 2502.16982) for the matrices of the blocks, and the given AdamW for all other parameters.
+
+    PyTorch's Muon takes matrices only: it gets the weight (k, T, T) of a convolution as k views, which share its
+    memory. A Toeplitz weight (k, T) is no matrix. The rule match_rms_adamw makes Muon's steps as large as AdamW's.
+    """
+
+    def __init__(self, model, adamw):
+        convs = [m for m in model.modules() if isinstance(m, MaskedConv) and not m.toeplitz]
+        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.lm_head]
+        self.weights = [m.weight for m in convs + linears]
+        self.masked = [conv.weight for conv in convs if conv.causal]
+        self.views = [view for weight in self.weights for view in weight.detach().view(-1, *weight.shape[-2:])]
+        self.adamw, options = adamw, adamw.param_groups[0]
+        super().__init__(self.views, options["lr"], options["weight_decay"], adjust_lr_fn="match_rms_adamw")
+        for group in adamw.param_groups:
+            self.add_param_group(group)
+
+    @torch.no_grad()
+    def step(self):
+        grads = [grad for weight in self.weights for grad in weight.grad.view(-1, *weight.shape[-2:])]
+        for view, grad in zip(self.views, grads):
+            view.grad = grad
+        for weight in self.weights:
+            weight.grad = None  # AdamW passes over a parameter without a gradient
+        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state  # a resumed run has new ones
+        self.adamw.step()
+        self.adamw.zero_grad()  # so that Muon passes over its parameters
+        super().step()
+        # Muon's update is dense, but above the diagonal, where the gradient is 0, it lowers no loss. Masking the
+        # weight is the same as masking the update, because the weight was 0 there before.
+        for weight in self.masked:
+            weight.tril_()
 
 
 def optimizer_step(model, optimizer, scaler, lr, grad_clip):
@@ -210,9 +247,9 @@ def show(row, progress):
     line = (f"iter {row['iter']:6d} | train {row['train_loss'] or math.nan:7.4f} | lr {row['lr']:.2e} | "
             f"norm {row['grad_norm']:6.3f} | {row['tok_per_sec']:9,.0f} tok/s | mfu {100 * row['mfu']:4.1f}% | "
             f"eta {left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}")
-    if row["val_loss"]:
+    if row.get("val_loss"):
         line += f" | val {row['val_loss']:.4f} ({row['val_bpb']:.3f} bits per byte)"
-        if row["recall_accuracy"] is not None:
+        if "recall_accuracy" in row:
             line += f", {100 * row['recall_accuracy']:.1f}% of recallable tokens right"
     print(line, flush=True)
 
@@ -233,12 +270,11 @@ def log(run, lr, norm, progress, speed, evaluates):
     if evaluates:
         state["val_loss"] = val_loss
     bits_per_byte = val_loss / math.log(2) * val["tokens"] / val["bytes"] if evaluates else None
-    row = dict.fromkeys(COLUMNS) | measures | dict(
-        iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
-        val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
-        mfu=speed * run.flops_per_token / run.peak_flops)
+    row = measures | dict(iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
+                          val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+                          mfu=speed * run.flops_per_token / run.peak_flops)
     show(row, min(progress, 1))
-    append_row(os.path.join(run.out_dir, "log.csv"), [row[column] for column in COLUMNS])
+    append_row(os.path.join(run.out_dir, "log.csv"), [row.get(column) for column in COLUMNS])
     if run.wandb:
         run.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
 
@@ -303,18 +339,16 @@ def check_settings(args, world_size):
         raise ValueError(f"gradient_accumulation_steps {args.gradient_accumulation_steps} is no multiple of "
                          f"{world_size} processes")
     if args.max_iters and args.warmup_iters > args.max_iters:
-        print(f"warmup_iters {args.warmup_iters} is more than max_iters {args.max_iters}: the learning rate will "
-              "not reach its peak")
+        say(f"warmup_iters {args.warmup_iters} is more than max_iters {args.max_iters}: learning_rate is never reached")
 
 
 def import_wandb():
-    """The package wandb, checked before anything is written. Raises ValueError without it."""
+    """wandb.init, imported before anything is written. Raises ValueError without the package wandb."""
     try:
-        import wandb
-        from wandb import init  # noqa: F401 - a folder named wandb can be imported too
+        from wandb import init  # a folder named wandb can be imported too, but has no init
     except ImportError:
         raise ValueError("wandb_log needs the package wandb: pip install wandb") from None
-    return wandb
+    return init
 
 
 def load_data(folder, block_size, rank, verify=False):
@@ -341,10 +375,12 @@ def restore(run, path, resume):
     Raises ValueError if the checkpoint is of another model or tokenizer.
     """
     checkpoint = load_checkpoint(path, mmap=True)  # or each process would keep its memory
-    known = {"objective": "causal"} | checkpoint["config"] | checkpoint["model_config"]
-    for key, value in (asdict(run.model_config) | {"objective": run.args.objective}).items():
-        if known[key] != value and key != "dropout":
-            raise ValueError(f"{path} was trained with {key}={known[key]}, not {value}: use its config and dataset")
+    used, wanted = used_settings(checkpoint), asdict(run.model_config) | {"objective": run.args.objective}
+    if resume:
+        wanted["optimizer"] = run.args.optimizer
+    for key, value in wanted.items():
+        if used[key] != value and key != "dropout":
+            raise ValueError(f"{path} was trained with {key}={used[key]}, not {value}: use its config and dataset")
     if checkpoint["meta"]["ranks"] != run.meta["ranks"]:
         raise ValueError(f"{path} was trained with another tokenizer than that of {run.args.dataset}")
     run.raw_model.load_state_dict(checkpoint["model"])
@@ -355,17 +391,17 @@ def restore(run, path, resume):
                          f"start from its weights: --init_from={path}")
     options = run.optimizer.state_dict()["param_groups"]  # the command line decides on them, not the checkpoint
     run.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
-    changed = [key for key in ("weight_decay", "beta1", "beta2") if known[key] != getattr(run.args, key)]
+    changed = [key for key in ("weight_decay", "beta1", "beta2") if used[key] != getattr(run.args, key)]
     if changed:
-        print(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
+        say(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
     if checkpoint["scaler"]:  # it is empty if the run had another number format
         run.scaler.load_state_dict(checkpoint["scaler"])
     run.state.update(checkpoint["state"])
     if checkpoint.get("model_py") != run.model_py:
-        print(f"model.py has changed since {path} was saved")
+        say(f"model.py has changed since {path} was saved")
         run.model_py = None  # no single version of it makes this run
     if checkpoint["meta"]["crc32"] != run.meta["crc32"]:
-        print(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
+        say(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
         run.state["best_val_loss"] = math.inf
 
 
@@ -384,6 +420,8 @@ def build_run(args):
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)
     optimizer = raw_model.configure_optimizers(args.weight_decay, args.learning_rate, (args.beta1, args.beta2))
+    if args.optimizer == "muon":
+        optimizer = MuonAndAdamW(raw_model, optimizer)
     # The state is what changes from one iteration to the next, besides weights and optimizer. position says where
     # the order of the data stands; loss_sum and loss_count are of the iterations since the last line of the log.
     state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
@@ -444,29 +482,29 @@ def finish(run, caught):
         start = known or [run.meta["eot_id"]]  # which a window that begins with a document never holds
         steps = run.raw_model.generate([start], args.sample_tokens, 0.8, top_k=200, seed=args.seed,
                                        stop_token=run.end_of_text)
-        print("".join(stream_text(build_tokenizer(run.meta), [*known, *(token for token, in steps)])))
+        tokens = known + [token for token, in steps if token != run.end_of_text]
+        print("".join(stream_text(build_tokenizer(run.meta), tokens)))
 
 
 def main(args):
     """Train by the settings; returns the run. SystemExit with 128 + the signal's number if one stopped it."""
-    wandb = import_wandb() if args.wandb_log else None
+    wandb_init = import_wandb() if args.wandb_log else None
     run = build_run(args)
-    say = print if run.rank == 0 else (lambda *_, **__: None)
     if args.eval_only:
-        return print(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
+        say(f"validation loss {evaluate(run)['val_loss']:.4f} nats per token")
+        return leave_processes()
     run.peak_flops = measure_peak_flops(run.device, run.dtype) * run.world_size
     n_params = sum(p.numel() for p in run.raw_model.parameters())
     say(f"{args.model_type} with {n_params:,} parameters on {run.device} in {dtype_name(run.dtype)}: "
         f"{run.flops_per_token / 1e6:.1f} MFLOP per token; a large matmul reaches {run.peak_flops / 1e12:.2f} "
-        f"TFLOP/s here", flush=True)
+        f"TFLOP/s here")
     if run.rank == 0:
         start_folder(run)
-    if wandb and run.rank == 0:
-        wandb.init(project="masked-mixers", name=run.out_dir, config=vars(args))
-        run.wandb = wandb
+        if wandb_init:
+            run.wandb = wandb_init(project="masked-mixers", name=run.out_dir, config=vars(args))
     clock = time.perf_counter()
     compile_run(run)
-    say(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
+    say(f"ready in {time.perf_counter() - clock:.0f} s")
     with StopSignals() as stop:
         caught = train(run, stop)
     if run.rank == 0:

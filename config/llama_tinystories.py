@@ -15,4 +15,5 @@ log_interval = 50
 learning_rate = 5e-4
 schedule = "linear"
 warmup_iters = 500
-weight_decay = 0.01
+weight_decay = 0.0  # the author's trainer has this value and the next
+beta2 = 0.999

@@ -130,6 +130,12 @@ def leave_processes():
         dist.destroy_process_group()
 
 
+def say(message):
+    """Print a message, in the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, flush=True)
+
+
 def across_ranks(values, op=dist.ReduceOp.SUM):
     """A list of floats reduced over all processes, so that all of them decide alike. It does not wait for a GPU."""
     if not dist.is_initialized():

@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 
 import torch
 
+from configurator import read_defaults
 from lib.data import build_tokenizer, crc32, load_meta, try_lock
 from lib.objectives import build_model
 from model import ModelConfig
@@ -152,6 +153,14 @@ def build_config(settings, vocab_size):
     return ModelConfig(**{key: settings[key] for key in keys}, vocab_size=vocab_size)
 
 
+def used_settings(checkpoint):
+    """All settings of the run that made a checkpoint, a dict; one that it does not know yet had its default."""
+    settings = {key: setting.value for key, setting in read_defaults("train.py").items()}
+    settings.update(checkpoint["config"])
+    settings.update(asdict(ModelConfig(**checkpoint["model_config"])))
+    return settings
+
+
 def model_checksum():
     """The checksum of model.py, by which a checkpoint tells the code that made it from today's."""
     return crc32(inspect.getfile(ModelConfig))
@@ -209,8 +218,7 @@ def load_checkpoint(path, mmap=False):
 def load_model(path, device="cpu"):
     """(model in eval mode on device, tokenizer, checkpoint) of a checkpoint file or of a run's folder."""
     checkpoint = load_checkpoint(path)
-    objective = checkpoint["config"].get("objective", "causal")
-    model = build_model(objective, ModelConfig(**checkpoint["model_config"]))
+    model = build_model(used_settings(checkpoint)["objective"], ModelConfig(**checkpoint["model_config"]))
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as e:
@@ -228,7 +236,7 @@ def different_setting(checkpoint, settings, with_budgets=False):
     The text of the dataset is one of them. Budgets count on demand: a run that goes on to a larger budget is not the
     run that had it from the start, as the learning rate falls until the budget is used up.
     """
-    used = checkpoint["config"] | checkpoint["model_config"]
+    used = used_settings(checkpoint)
     wanted = settings | asdict(build_config(settings, used["vocab_size"]))
     for key, value in wanted.items():
         if key in ("device", "init_from", "out_dir", "data_dir", "verify") or key in BUDGETS and not with_budgets:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import train
-from compare import size_of, solve_n_embd
+from compare import size_of, solve_n_embd, write_sample
 from configurator import configure
 from lib import runs
-from lib.data import load_meta
+from lib.data import build_tokenizer, load_meta
 from lib.plots import series
 from lib.runs import different_setting, load_checkpoint, train_run
 from model import ModelConfig
@@ -131,6 +131,30 @@ def test_a_run_of_another_model_py_is_named(compare, in_process):
     _, out, _ = compare(*arguments, "--rerun=true")
     assert "warning" not in out and os.path.exists("out/a_1337.1/ckpt.pt")
     assert load_checkpoint("out/a_1337")["model_py"] == checkpoint["model_py"]
+
+
+def test_an_older_run_has_the_defaults_of_newer_settings(compare, in_process):
+    """A run from before a setting and before checksums of model.py is reused, with a warning, and its row stays."""
+    arguments = '--variants={"a": {}}', "--amount=200", "--over=n_layer"
+    _, _, before = compare(*arguments)
+    checkpoint = load_checkpoint("out/a_1337")
+    del checkpoint["config"]["optimizer"], checkpoint["model_config"]["post_norm"], checkpoint["model_py"]
+    torch.save(checkpoint, "out/a_1337/ckpt.pt")
+    status, out, after = compare(*arguments)
+    assert status == 0 and out.count("ready in") == 0 and after == before
+    assert "was trained with another model.py" in out and not os.path.exists("out/a_1337.1")
+    status, out, _ = compare('--variants={"a": {"optimizer": "muon"}}', "--amount=200")
+    assert status == 0 and "was trained with optimizer=adamw, not muon: training it anew" in out
+
+
+def test_a_sample_ends_before_the_end_of_the_text(run, monkeypatch):
+    """The token that ends a text is not shown."""
+    meta = load_meta("data/tiny")
+    config = ModelConfig(**SHAPE)
+    model = SimpleNamespace(config=config, generate=lambda *_, **__: iter([[ord("x")], [meta["eot_id"]]]))
+    checkpoint = {"config": {}, "model_config": asdict(config), "meta": meta}
+    monkeypatch.setattr("compare.load_model", lambda *_: (model, build_tokenizer(meta), checkpoint))
+    assert write_sample("out", SimpleNamespace(prompt="def", sample_tokens=5, seed=1), "cpu") == "defx"
 
 
 def test_budget_and_text_count_as_settings(run):

@@ -31,6 +31,7 @@ VARIANTS = {
     "mixer_learned_positions": dict(position="learned", norm="none"),
     "residual_off": dict(model_type="hybrid_parallel", residual=False),
     "gpt_rope": dict(model_type="gpt", position="rope"),
+    "first_gpt": dict(model_type="gpt", post_norm=True, final_norm=False, tie=True),
     "llama_without_positions": dict(model_type="llama", position="none"),
 }
 every_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -198,6 +199,20 @@ def test_attention_equals_torch_multi_head_attention():
     torch.testing.assert_close(ours(x), theirs(x, x, x, attn_mask=mask, is_causal=True)[0])
 
 
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_a_block_equals_torch_encoder_layer(post_norm):
+    """With the same weights, the blocks of both GPTs equal nn.TransformerEncoderLayer with norms first and last."""
+    block = build(model_type="gpt", post_norm=post_norm).blocks[0]
+    theirs = torch.nn.TransformerEncoderLayer(20, 5, 80, 0.0, F.gelu, batch_first=True, norm_first=not post_norm)
+    names = {"mix.0.0.c_attn.": "self_attn.in_proj_", "mix.0.0.c_proj.": "self_attn.out_proj.",
+             "mix_norm.0.": "norm1.", "mlp.c_fc.": "linear1.", "mlp.c_proj.": "linear2.", "mlp_norm.": "norm2."}
+    weights = block.state_dict()
+    theirs.load_state_dict({name + kind: weights[own + kind] for own, name in names.items()
+                            for kind in ("weight", "bias")})
+    x, mask = torch.randn(B, T, 20), torch.nn.Transformer.generate_square_subsequent_mask(T)
+    torch.testing.assert_close(block(x), theirs(x, mask, is_causal=True))
+
+
 def test_rotary_positions_are_relative_and_keep_lengths():
     """The product q(m) . k(n) depends on m - n alone, and rotation by complex numbers gives the same."""
     rotary, q, k = Rotary(50, 14), torch.randn(14), torch.randn(14)
@@ -317,16 +332,17 @@ def test_mixing_matrices_mix(options):
     assert len(matrices) == 2 and all(layer.shape[1:] == (T, T) for layer in matrices)
     assert all((layer.triu(1) == 0).all() and layer.tril().abs().sum() > 0 for layer in matrices)
     block, x = model.blocks[0], model.run_blocks(model.embed(idx), n_layer=0)
+    if not model.config.post_norm:
+        x = block.mix_norm[0](x)
     for module in block.mix[0]:
         if isinstance(module, Attention):
-            _, _, v = module.qkv(block.mix_norm[0](x))                                    # (1, nh, T, hs)
+            _, _, v = module.qkv(x)                                                       # (1, nh, T, hs)
             y = matrices[0][:5] @ v[0]
-            torch.testing.assert_close(module.c_proj(y.transpose(0, 1).reshape(1, T, 20)), module(block.mix_norm[0](x)))
+            torch.testing.assert_close(module.c_proj(y.transpose(0, 1).reshape(1, T, 20)), module(x))
             torch.testing.assert_close(matrices[0][:5].sum(-1), torch.ones(5, T))
     if options in ({}, dict(toeplitz=True)):
-        normed = block.mix_norm[0](x)
-        expected = matrices[0][0] @ normed + block.mix[0][0].conv[0].bias[:T, None]
-        torch.testing.assert_close(expected, block.mix[0][0](normed))
+        expected = matrices[0][0] @ x + block.mix[0][0].conv[0].bias[:T, None]
+        torch.testing.assert_close(expected, block.mix[0][0](x))
 
 
 def test_wrong_shapes_are_refused_with_a_sentence():

@@ -17,6 +17,8 @@ import torch
 import train
 from conftest import HERE, TINY, flip
 from lib.data import epoch_starts, training_windows, validation_windows
+from lib.objectives import build_model
+from model import LanguageModel, ModelConfig
 from train import COLUMNS, get_batch, show
 
 
@@ -43,7 +45,8 @@ def same_weights(a, b):
 # resume
 
 @pytest.mark.parametrize("model", [
-    [], ["--model_type=hybrid", "--gradient_accumulation_steps=2"], ["--dtype=float16"]])
+    [], ["--model_type=hybrid", "--gradient_accumulation_steps=2"], ["--dtype=float16"],
+    ["--optimizer=muon", "--kernel_size=2"], ["--optimizer=muon", "--model_type=hybrid", "--dtype=float16"]])
 def test_resume_is_exact(run, model):
     """20 iterations in one go = 10, stop, 10 more: losses and weights to the last bit, dropout included."""
     arguments = ["--dropout=0.2", "--lr_decay_iters=20", "--eval_interval=5", *model]
@@ -54,6 +57,31 @@ def test_resume_is_exact(run, model):
     assert [row["iter"] for row in losses("straight")] == ["0", "4", "5", "8", "10", "12", "15", "16", "20"]
     assert same_weights(weights("straight"), weights("halves"))
     assert os.path.getsize("straight/ckpt.pt") == pytest.approx(os.path.getsize("halves/ckpt.pt"), rel=0.01)
+
+
+def test_resume_with_another_optimizer_is_refused(run, refused):
+    """Muon's state is of no use to AdamW, and the other way round; the weights can be a start for either."""
+    run("train.py", "--max_iters=2")
+    run("train.py", "--max_iters=2", "--out_dir=muon", "--optimizer=muon")
+    refused("out/ckpt.pt was trained with optimizer=adamw, not muon", "train.py", "--init_from=resume",
+            "--optimizer=muon")
+    refused("muon/ckpt.pt was trained with optimizer=muon, not adamw", "train.py", "--init_from=resume",
+            "--out_dir=muon")
+    assert run("train.py", "--max_iters=2", "--init_from=muon")[0] == 0
+
+
+def test_an_older_checkpoint_lacks_newer_settings(run):
+    """A setting that a checkpoint does not know had its default: the run goes on, is evaluated, and is a start."""
+    run("train.py", "--out_dir=straight")
+    run("train.py", "--max_iters=10", "--lr_decay_iters=20")
+    checkpoint = torch.load("out/ckpt.pt", weights_only=True)
+    del checkpoint["config"]["optimizer"], checkpoint["config"]["objective"], checkpoint["model_config"]["post_norm"]
+    torch.save(checkpoint, "out/ckpt.pt")
+    for arguments in ["--eval_only=true"], ["--init_from=out", "--out_dir=tuned", "--max_iters=1"], \
+            ["--init_from=resume"]:
+        status, _, err = run("train.py", *arguments)
+        assert status == 0, err
+    assert same_weights(weights("out"), weights("straight"))
 
 
 def test_resume_after_a_kill_forgets_what_was_not_saved(run):
@@ -117,6 +145,18 @@ def torchrun(code, *arguments):
     return done.stdout
 
 
+def test_processes_evaluate_together(run):
+    """With --eval_only, one process prints the loss that the run has logged, and they leave together."""
+    run("train.py", "--max_iters=4", "--gradient_accumulation_steps=2")
+    out = torchrun("""
+def leave(leave=train.leave_processes):
+    leave()
+    os.write(1, b'left\\n')
+train.leave_processes = leave""", "--eval_only=true", "--warmup_iters=50")
+    assert out.count("validation loss") == 1 == out.count("warmup_iters") and out.count("left") == 2
+    assert f"validation loss {float(read_log('out')[-1]['val_loss']):.4f}" in out
+
+
 def test_no_process_compiles_if_one_cannot(run):
     """Rank 1 has no compiler: nobody waits for ever, and rank 0 goes on without compilation too."""
     out = torchrun("""
@@ -146,6 +186,51 @@ def slowly(run, keeps, save=train.save):
 train.save = slowly""", "--max_iters=0", "--max_seconds=1", "--eval_interval=100000", "--log_interval=1000")
     last = read_log("out")[-1]
     assert float(last["seconds"]) > 0.5 and int(last["iter"]) > 1
+
+
+@pytest.mark.parametrize("objective, options", [
+    ("causal", dict(model_type="hybrid", kernel_size=2)), ("causal", dict(toeplitz=True, kernel_size=2, tie=True)),
+    ("causal", dict(model_type="gpt")), ("autoencode", dict(causal=False))])
+def test_muon_moves_the_matrices_and_adamw_the_rest(objective, options):
+    """Steps equal those of PyTorch's optimizers on copies of the weights, a matrix for each tap of a convolution."""
+    torch.manual_seed(0)
+    model = build_model(objective, ModelConfig(block_size=13, n_layer=2, n_embd=20, n_head=5, vocab_size=31, **options))
+    matrices, others = {}, {}
+    for name, p in model.named_parameters():
+        is_vector = p.dim() == 1 or "conv" in name and model.config.toeplitz
+        if is_vector or name.startswith(("wte", "wpe", "lm_head")):
+            others[name] = torch.nn.Parameter(p.detach().clone())
+        else:
+            parts = p.detach().clone() if p.dim() == 3 else p.detach().clone()[None]
+            matrices[name] = [torch.nn.Parameter(part) for part in parts]
+    muon = torch.optim.Muon(sum(matrices.values(), []), 0.01, 0.1, adjust_lr_fn="match_rms_adamw")
+    decayed = [p for p in others.values() if p.dim() > 1]
+    adamw = torch.optim.AdamW(decayed, 0.01, (0.9, 0.95), weight_decay=0.1)
+    adamw.add_param_group({"params": [p for p in others.values() if p.dim() == 1], "weight_decay": 0.0})
+    optimizer = train.MuonAndAdamW(model, model.configure_optimizers(0.1, 1.0, (0.9, 0.95)))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for _ in range(3):
+        idx = torch.randint(31, (3, 11))
+        model(idx, idx)[1].backward()
+        for name, p in model.named_parameters():
+            if name in others:
+                others[name].grad = p.grad.clone()
+            else:
+                for part, grad in zip(matrices[name], p.grad if p.dim() == 3 else p.grad[None]):
+                    part.grad = grad.clone()
+        train.optimizer_step(model, optimizer, scaler, 0.01, 0.0)
+        muon.step()
+        adamw.step()
+        for name, p in model.named_parameters():
+            expected = others[name] if name in others else torch.stack(list(matrices[name])).view(p.shape)
+            if "conv" in name and p.dim() == 3 and model.config.causal:
+                assert expected.triu(1).abs().max() > 1e-4 and (p.triu(1) == 0).all()
+                with torch.no_grad():
+                    for part in matrices[name]:
+                        part.tril_()
+                expected = expected.tril()
+            torch.testing.assert_close(p, expected)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step():
@@ -211,6 +296,14 @@ def test_files_of_a_run(run):
     state = torch.load("out/a/best.pt", weights_only=True)["state"]
     assert state["best_val_loss"] == pytest.approx(min(float(r["val_loss"]) for r in read_log("out/a")
                                                        if r["val_loss"]), abs=1e-6)
+
+
+def test_a_sample_of_a_document_does_not_show_its_end(run, monkeypatch):
+    """A document ends where the model ends it; text without gaps goes on, and shows where one document ends."""
+    monkeypatch.setattr(LanguageModel, "generate", lambda *_, **__: iter([[ord("x")], [256]]))
+    for windows, end in ("document", "x\n"), ("packed", "x<|endoftext|>\n"):
+        _, out, _ = run("train.py", "--max_iters=1", f"--windows={windows}", "--sample_tokens=5")
+        assert out.endswith(end), out
 
 
 def test_bits_per_byte_are_those_of_the_byte_tokenizer(run, tiny_data):
