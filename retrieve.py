@@ -67,7 +67,7 @@ learning_rate = 2e-3            # (0, inf) peak of the schedule: warm-up, then c
 weight_decay = 0.1              # [0, inf) AdamW: decay of matrices and embeddings
 warmup_iters = 50               # [0, inf) iterations of linear rise to learning_rate
 grad_clip = 1.0                 # [0, inf) largest norm of the gradient; 0: no clipping
-eval_interval = 100             # [0, inf) iterations between evaluations, each followed by a checkpoint; 0: one, last
+eval_interval = 100             # [0, inf) iterations between evaluations, which save checkpoints; 0: only the last
 log_interval = 50               # [1, inf) iterations between lines of the log
 eval_queries = 2000             # [1, inf) held-out queries
 sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]  # [1, inf) numbers of candidates, if there are so many
@@ -95,21 +95,21 @@ FIXED = ("method", "pairs", "pooling", "padding", "normed_states", "hard_from", 
 
 
 def load_run(args, kept):
-    """The checkpoint in out_dir that a run goes on from. Sets args.init_from to what the run began with.
+    """The checkpoint in out_dir from which a run goes on. Sets args.init_from to what the run began with.
 
-    kept: see build_run. Raises ValueError for a checkpoint that is no such run, for other settings or other pairs.
+    kept: see build_run. Raises ValueError if the checkpoint is of another kind, or has other settings or other pairs.
     """
     path = os.path.join(args.out_dir, "ckpt.pt")
     checkpoint = load_checkpoint(path)
     from_weights = f"start from its weights: --init_from={path}"
     if "pairs_crc32" not in checkpoint:  # train.py has made it, or an earlier retrieve.py
         raise ValueError(f"{path} is no run of retrieve.py that can go on; {from_weights}")
-    if checkpoint["pairs_crc32"] != kept["pairs_crc32"]:
-        raise ValueError(f"{args.pairs} has changed since {path} was saved; {from_weights}")
     before, now = checkpoint["config"], vars(args)
     for key in [*FIXED, *checkpoint["model_config"]]:
         if key in before and before[key] != now[key]:
             raise ValueError(f"{path} was trained with {key}={before[key]}, not {now[key]}: use its config")
+    if checkpoint["pairs_crc32"] != kept["pairs_crc32"]:
+        raise ValueError(f"{args.pairs} has changed since {path} was saved; {from_weights}")
     if checkpoint["model_py"] != kept["model_py"]:
         print(f"model.py has changed since {path} was saved")
     args.init_from = before["init_from"]
@@ -117,10 +117,13 @@ def load_run(args, kept):
 
 
 def build_run(model, kept, checkpoint, dtype, args):
-    """Model, optimizer, scaler and state, as a checkpoint has them if one is given; kept: what else it will hold."""
+    """The model with its optimizer, scaler and state, as the checkpoint has them, or new ones if there is none.
+
+    kept: what else the checkpoints of the run will hold, as a dict.
+    """
     optimizer = model.configure_optimizers(args.weight_decay, args.learning_rate, (0.9, 0.95))
     scaler = torch.amp.GradScaler(model.wte.weight.device.type, enabled=dtype == torch.float16)
-    # loss_sum and loss_count are of the iterations since the last line of the log; loss is the mean in that line.
+    # loss_sum and loss_count are of the iterations since log_interval was last reached; loss is the last logged mean.
     state = {"iter": 0, "seconds": 0.0, "loss_sum": 0.0, "loss_count": 0, "loss": math.nan, "measures": {},
              "best_score": -math.inf}
     if checkpoint:
@@ -349,7 +352,7 @@ def build_encoder(args, device, dtype, resumes=False):
     encoder, checkpoint = load_encoder(path, device, dtype)
     objective = checkpoint["config"].get("objective", "causal")
     if args.method == "infonce" and objective != "causal":
-        raise ValueError(f"{path} was trained with objective={objective}, and retrieve.py trains causal models: give "
+        raise ValueError(f"{path} was trained with objective={objective}, but this trains causal models only: give "
                          "--init_from a run of train.py with objective=causal")
     encoder.pooling, encoder.padding, encoder.normed_states = args.pooling, args.padding, args.normed_states
     return encoder, checkpoint["meta"]

@@ -691,7 +691,7 @@ def test_a_checkpoint_knows_how_its_states_are_read(pairs_run):
     llama = [*TINY, "--model_type=llama", "--n_head=2", "--out_dir=a"]
     assert pairs_run("retrieve.py", *llama, "--normed_states=true")[0] == 0
     encoder, checkpoint = load_encoder("a")
-    assert encoder.normed_states and checkpoint["retrieval"]["normed_states"]
+    assert encoder.normed_states and load_encoder("a", normed_states=False)[0].normed_states
     encoded, checksum = encoder.encode("7 + 7"), encoder.checksum()
     encoder.normed_states = False
     assert not np.allclose(encoder.encode("7 + 7"), encoded, atol=1e-3) and encoder.checksum() != checksum
