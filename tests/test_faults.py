@@ -175,7 +175,7 @@ def test_a_killed_retriever_resumes_to_the_same_bits(tries, start, finish, tmp_p
     assert finish("prepare.py", "--pairs=pairs.jsonl", "--dataset=sums")[0] == 0
     arguments = ["--pairs=sums", "--dataset=../tiny/tiny", "--block_size=13", "--n_layer=1", "--n_embd=12",
                  "--dropout=0.2", "--token_dropout=0.2", "--batch_size=8", "--max_iters=40", "--max_seconds=0",
-                 "--eval_interval=5", "--log_interval=3", "--eval_queries=11", "--sizes=2", "--baselines=",
+                 "--eval_interval=5", "--log_interval=3", "--eval_queries=11", "--sizes=999", "--baselines=",
                  "--device=cpu", "--dtype=float32", "--compile=false"]
 
     def results(folder):

@@ -572,7 +572,7 @@ def test_the_search_of_the_readme_works(pairs_run):
     assert program.count("\n") == 4 and printed[0] in notes
 
 
-SAVES = ["--max_iters=10", "--eval_interval=4", "--log_interval=3"]
+SAVES = ["--max_iters=10", "--eval_interval=4", "--log_interval=3", "--sizes=999"]  # too many to plot
 
 
 @pytest.mark.parametrize("arguments", [
