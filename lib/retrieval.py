@@ -1,12 +1,15 @@
 """
-The methods of retrieve.py: embeddings, the InfoNCE loss and the matcher, and then measures (arXiv 2409.01482).
+The methods of retrieve.py: embeddings, the order of the pairs, the InfoNCE loss and the matcher, then measures and
+search (arXiv 2409.01482).
 
 Letters in shapes: B pairs in a batch, N texts or pairs, P passages, T tokens, C channels, n candidates.
 """
+import contextlib
+import hashlib
 import math
 import os
 import re
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from tqdm import tqdm
 
 from lib.device import autocast, choose_device
 from lib.fast import linear_of_few_rows
-from lib.runs import load_model
+from lib.runs import load_model, replacing
+from lib.sources import read_input
 
 # Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese.
 WITHOUT_SPACES = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -31,14 +35,16 @@ def pad(ids, width, padding, pad_id):
     return idx, real
 
 
-def embed(model, idx, real, pooling="mean", normalize=True):
+def embed(model, idx, real, pooling="mean", normalize=True, normed_states=False):
     """Tokens and pads, idx and real (N, T) from `pad` -> embeddings (N, C), float32, of length 1 if normalize.
 
-    An embedding is the mean of the last hidden states, or the state of the last or second-to-last token. Pads on the
-    right change nothing, because no token of a causal model sees what follows it. Pads on the left, as in the paper,
-    are seen, so each text is padded to block_size and always has the same ones.
+    An embedding is the mean of the last hidden states, or the state of the last or second-to-last token, before or
+    after the final norm. Pads on the right change nothing, because no token of a causal model sees what follows it.
+    Pads on the left, as in the paper, are seen, so each text is padded to block_size and always has the same ones.
     """
     h = model.run_blocks(model.embed(idx))                                               # (N, T, C)
+    if normed_states:
+        h = model.final_norm(h)
     if pooling == "mean":
         e = (h * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
     else:
@@ -63,11 +69,23 @@ class Encoder:
     A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
     """
 
-    def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32):
+    def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32,
+                 normed_states=False):
         if not model.config.causal:
             raise ValueError("an embedding model needs its mask: with causal=False it would see the padding")
         self.model, self.tokenizer, self.end_of_text = model, tokenizer, end_of_text
-        self.pooling, self.padding, self.dtype = pooling, padding, dtype
+        self.pooling, self.padding, self.normed_states, self.dtype = pooling, padding, normed_states, dtype
+
+    def options(self):
+        """How the embedding is made from the hidden states: what a checkpoint keeps, and load_encoder takes."""
+        return {"pooling": self.pooling, "padding": self.padding, "normed_states": self.normed_states}
+
+    def checksum(self):
+        """A hash of the weights and the options, on which all embeddings depend."""
+        digest = hashlib.blake2b(str(self.options()).encode(), digest_size=16)
+        for weight in self.model.state_dict().values():
+            digest.update(weight.cpu().numpy())
+        return digest.hexdigest()
 
     def tokenize(self, texts):
         """N texts -> N lists of 1 to block_size token ids. Raises TypeError for anything but texts."""
@@ -81,7 +99,7 @@ class Encoder:
     def embed_batch(self, idx, real, embed, normalize):
         device = self.model.wte.weight.device
         with autocast(device, self.dtype):
-            return embed(self.model, idx.to(device), real.to(device), self.pooling, normalize)
+            return embed(self.model, idx.to(device), real.to(device), self.pooling, normalize, self.normed_states)
 
     def width(self, length):
         """The width to which texts of up to `length` tokens are padded: a power of two, as each width is compiled."""
@@ -119,11 +137,55 @@ class Encoder:
         return e.cpu().numpy() if convert_to_numpy else list(e)
 
 
-def load_encoder(path, device="cpu", dtype=torch.float32, pooling="mean", padding="right"):
-    """(Encoder, checkpoint) of a checkpoint file or a run's folder; runs of retrieve.py keep their pooling, padding."""
+def load_encoder(path, device="cpu", dtype=torch.float32, **options):
+    """(Encoder, checkpoint) of a checkpoint file or a run's folder.
+
+    options: pooling, padding and normed_states; a run of retrieve.py has its own.
+    """
     model, tokenizer, checkpoint = load_model(os.path.expanduser(path), choose_device(device))
-    options = {"pooling": pooling, "padding": padding} | checkpoint.get("retrieval", {})
+    options = options | checkpoint.get("retrieval", {})
     return Encoder(model, tokenizer, checkpoint["meta"]["eot_id"], dtype=dtype, **options), checkpoint
+
+
+# ------------------------------------------------------------------------------------------------------------
+# pairs and losses
+
+
+def list_pairs(gold):
+    """The pairs (N, 2) of indices, in ascending order: a query and a passage that is right for it."""
+    return torch.tensor([(query, passage) for query, right in enumerate(gold) for passage in sorted(right)])
+
+
+@lru_cache(maxsize=1)  # as every batch of an epoch needs it
+def pair_order(n_pairs, seed, epoch):
+    """The order of the pairs in an epoch, (n_pairs,)."""
+    return np.random.default_rng((seed, epoch)).permutation(n_pairs)
+
+
+def epoch_batch(pairs, size, seed, it):
+    """`size` pairs for iteration `it`; an epoch is a seeded permutation without its incomplete last batch."""
+    epoch, place = divmod(it, len(pairs) // size)
+    order = pair_order(len(pairs), seed, epoch)
+    return pairs[order[place * size:(place + 1) * size]]
+
+
+def nearest_wrong(encoder, queries, passages, gold):
+    """For each query the index of the wrong passage that the encoder puts first, or None if all are right."""
+    q, p = torch.from_numpy(encoder.encode(queries)), torch.from_numpy(encoder.encode(passages))
+    k = 1 + max(len(right) for right in gold)  # the first k passages cannot all be right
+    found = torch.cat([best_passages(part, p, k)[1] for part in q.split(64)])  # all scores at once fill the memory
+    nearest = []
+    for indices, right in zip(found.tolist(), gold):
+        nearest.append(next((index for index in indices if index not in right), None))
+    return nearest
+
+
+def hard_negatives(nearest, queries, gold):
+    """The nearest wrong passages of the queries, all of them indices, without those that answer one of the queries."""
+    answers = {None}  # the nearest wrong passage of a query for which all are right
+    for query in queries:
+        answers.update(gold[query])
+    return [nearest[query] for query in queries if nearest[query] not in answers]
 
 
 def is_right(queries, passages, pairs):
@@ -152,22 +214,26 @@ def info_nce(q, p, right, temperature, extra=None):
 def cached_backward(encode_parts, loss, device, scaler):
     """Leave the gradients of loss(*embeddings) in the model, with one part in memory at a time; returns the loss.
 
-    A first pass computes the embeddings, and a second one, with the same dropout, takes their gradients back to the
-    weights (arXiv 2101.06983). encode_parts: per argument of the loss, a list of functions that each give some rows.
-    The gradients are multiplied by the scale of the GradScaler, but the loss is not.
+    A first pass computes the embeddings, and a second one takes their gradients back to the weights (arXiv
+    2101.06983). A part starts both times from the same state of the generator, so that its dropout is the same.
+    encode_parts: per argument of the loss, a list of functions that each give some rows. The gradients are multiplied
+    by the scale of the GradScaler, but the loss is not.
     """
     random = torch if device.type == "cpu" else torch.get_device_module(device)  # has the generator of dropout
-    state, parts = random.get_rng_state(), []
+    parts, states = [], []
     with torch.no_grad():
         for functions in encode_parts:
-            parts.append([encode() for encode in functions])
+            parts.append([])
+            for encode in functions:
+                states.append(random.get_rng_state())
+                parts[-1].append(encode())
     leaves = [torch.cat(tensors).requires_grad_() for tensors in parts]
     value = loss(*leaves)
     scaler.scale(value).backward()
-    random.set_rng_state(state)
     for functions, tensors, leaf in zip(encode_parts, parts, leaves):
         gradients = leaf.grad.split([len(tensor) for tensor in tensors])
         for encode, gradient in zip(functions, gradients):
+            random.set_rng_state(states.pop(0))
             encode().backward(gradient)
     return value.detach()
 
@@ -189,6 +255,10 @@ def match_batch(queries, passages, rows, n_context, generator):
 def match_logits(matcher, x):
     """Sequences x (B, 1 + n, C) of a query and n passages -> logits (B, n), from a LanguageModel with V = 1."""
     return matcher.head(matcher.run_blocks(x))[0][:, 1:, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# measures and search
 
 
 def evaluate_scores(scores, gold, n_passages, sizes):
@@ -270,3 +340,36 @@ def best_passages(queries, passages, k, block=65536):
         indices.append(top.indices + start)
     top = torch.cat(scores, dim=1).topk(min(k, len(passages)))
     return top.values, torch.cat(indices, dim=1).gather(1, top.indices)
+
+
+def read_corpus(path):
+    """The passages of a .jsonl file, or the paragraphs of a file or folder of text."""
+    path = os.path.expanduser(path)
+    if path.lower().endswith(".jsonl"):
+        return list(read_input(path, "passage"))
+    return [text.strip() for document in read_input(path, "text") for text in document.split("\n\n")]
+
+
+def embed_corpus(encoder, texts, folder):
+    """Embeddings (P, C) of the texts, kept in a file of the folder whose name depends on the model and the texts."""
+    digest = hashlib.blake2b("\0".join([encoder.checksum(), *texts]).encode(), digest_size=16)
+    path = os.path.join(folder, f"index-{digest.hexdigest()}.npz")
+    with contextlib.suppress(Exception):  # a damaged file can raise almost anything
+        return np.load(path)["e"]
+    embeddings = encoder.encode(texts)
+    try:
+        with replacing(path) as f:
+            np.savez(f, e=embeddings)
+    except OSError as e:
+        print(f"the next search has to embed the texts again: {e}")
+    return embeddings
+
+
+def search(encoder, query, texts, top, folder):
+    """The texts nearest to the query, best first: [(cosine, text), ...]. Their embeddings stay in the folder."""
+    texts = list(dict.fromkeys(text for text in texts if text.strip()))
+    if not texts:
+        raise ValueError("there is no text to search in")
+    embeddings = torch.from_numpy(embed_corpus(encoder, texts, folder))
+    scores, indices = best_passages(torch.from_numpy(encoder.encode([query])), embeddings, top)
+    return [(score, texts[i]) for score, i in zip(scores[0].tolist(), indices[0].tolist())]

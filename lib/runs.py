@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -82,7 +83,7 @@ def move_run_aside(out_dir):
     for name in os.listdir(out_dir):
         if name in RUN_FILES or KEPT.fullmatch(name):
             os.replace(os.path.join(out_dir, name), os.path.join(aside, name))
-    print(f"{out_dir} held a run; it is now in {os.path.relpath(aside)} (train.py continues one by "
+    print(f"{out_dir} held a run; it is now in {os.path.relpath(aside)} (a run goes on with "
           "--init_from=resume)")
 
 
@@ -218,12 +219,28 @@ def load_checkpoint(path, mmap=False):
 def load_model(path, device="cpu"):
     """(model in eval mode on device, tokenizer, checkpoint) of a checkpoint file or of a run's folder."""
     checkpoint = load_checkpoint(path)
+    if checkpoint["config"].get("method") == "match":
+        raise ValueError(f"{path} holds a matcher of embeddings, which reads no text: choose a run of another kind")
     model = build_model(used_settings(checkpoint)["objective"], ModelConfig(**checkpoint["model_config"]))
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as e:
         raise ValueError(f"{path} does not fit its own model_config: {str(e).splitlines()[-1].strip()}") from None
     return model.to(device).eval(), build_tokenizer(checkpoint["meta"]), checkpoint
+
+
+def restore_optimizer(optimizer, scaler, checkpoint):
+    """Have them go on from a checkpoint. The learning rate, decay and betas are those of the optimizer, not its."""
+    options = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
+    if checkpoint["scaler"]:  # it is empty if the run had another number format
+        scaler.load_state_dict(checkpoint["scaler"])
+
+
+def resume_command(script):
+    """The command that goes on with the run of this process: its own arguments, but for --init_from."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
+    return shlex.join(["python", script, *arguments, "--init_from=resume"])
 
 
 # ------------------------------------------------------------------------------------------------------------

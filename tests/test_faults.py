@@ -79,7 +79,7 @@ def outcome(out_dir):
     """Weights, and the log without the columns of time."""
     weights = torch.load(out_dir / "ckpt.pt", weights_only=True)["model"]
     with open(out_dir / "log.csv", encoding="utf-8", newline="") as f:
-        log = [{k: v for k, v in row.items() if k not in ("seconds", "tok_per_sec", "mfu")}
+        log = [{k: v for k, v in row.items() if k not in ("seconds", "tok_per_sec", "pairs_per_sec", "mfu")}
                for row in csv.DictReader(f)]
     return weights, log
 
@@ -164,6 +164,38 @@ def test_a_dataset_between_two_renames_is_found(run, tmp_path):
     os.rename("own/a", "own/a.old")
     status, _, err = run("train.py", "--data_dir=own", "--dataset=a", "--max_iters=2")
     assert status == 0 and os.listdir("own") == ["a"], err
+
+
+@pytest.mark.parametrize("tries", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_retriever_resumes_to_the_same_bits(tries, start, finish, tmp_path):
+    """SIGKILL at random moments: resumed, each run ends like the one that nobody killed, its best and table too."""
+    (tmp_path / "pairs.jsonl").write_text("".join(
+        f'{{"query": "{i} + {i}", "passage": "makes {2 * i}"}}\n' for i in range(300)), encoding="utf-8")
+    (tmp_path / "data").rename(tmp_path / "tiny")
+    assert finish("prepare.py", "--pairs=pairs.jsonl", "--dataset=sums")[0] == 0
+    arguments = ["--pairs=sums", "--dataset=../tiny/tiny", "--block_size=13", "--n_layer=1", "--n_embd=12",
+                 "--dropout=0.2", "--token_dropout=0.2", "--batch_size=8", "--max_iters=40", "--max_seconds=0",
+                 "--eval_interval=5", "--log_interval=3", "--eval_queries=11", "--sizes=999", "--baselines=",
+                 "--device=cpu", "--dtype=float32", "--compile=false"]
+
+    def results(folder):
+        best = torch.load(folder / "best.pt", weights_only=True)["model"]
+        with open(folder / "retrieve.csv", encoding="utf-8", newline="") as f:
+            row, = csv.DictReader(f)
+        weights, rows = outcome(folder)
+        return [*weights.values(), *best.values()], rows, row["loss"], row["mrr10"]
+    lasts, rng, killed = seconds_of(finish, "retrieve.py", *arguments, "--out_dir=whole"), random.Random(0), 0
+    weights, *others = results(tmp_path / "whole")
+    for i in range(tries):
+        run = "retrieve.py", *arguments, f"--out_dir={i}"
+        killed += kill_during(start(*run), lasts, rng)
+        resume = ["--init_from=resume"] if (tmp_path / f"{i}/ckpt.pt").exists() else []
+        status, said = finish(*run, *resume)
+        assert status == 0, said
+        again, *others_again = results(tmp_path / str(i))
+        assert others_again == others and all(map(torch.equal, weights, again))
+        assert not [name for name in os.listdir(tmp_path / str(i)) if name.endswith(".tmp")]
+    assert killed >= tries / 3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ import torch
 import retrieve
 from configurator import configure
 from conftest import HERE, flip
-from lib.retrieval import (Encoder, best_passages, cached_backward, drop_tokens, embed, evaluate_scores, info_nce,
-                           is_right, load_encoder, match_batch, match_logits, measure_baseline, pad)
+from lib.retrieval import (Encoder, best_passages, cached_backward, drop_tokens, embed, epoch_batch, evaluate_scores,
+                           hard_negatives, info_nce, is_right, list_pairs, load_encoder, match_batch, match_logits,
+                           measure_baseline, nearest_wrong, pad, pair_order)
 from model import LanguageModel, ModelConfig
 
 B, T, C, V = 5, 7, 12, 31
@@ -64,6 +66,22 @@ def test_left_padding_puts_the_text_at_the_end():
     h = model.run_blocks(model.embed(idx))
     e = embed(model, idx, real, "last")
     torch.testing.assert_close(e, h[:, -1] / h[:, -1].norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["mixer", "llama"])
+def test_states_are_read_after_the_final_norm_on_demand(model_type):
+    """As the norm says, by mean and by last token; a mixer has no such norm, and its states stay as they are."""
+    model = build(model_type=model_type)
+    with torch.no_grad():
+        for weight in model.final_norm.parameters():
+            weight.copy_(torch.arange(1, C + 1))
+    idx, real = pad(IDS[:1], 3, "right", 0)
+    h = model.run_blocks(model.embed(idx))[0]
+    if model_type == "llama":
+        h = torch.nn.functional.rms_norm(h, (C,), eps=1e-5) * torch.arange(1, C + 1)
+    for pooling, e in ("mean", h.mean(dim=0)), ("last", h[-1]):
+        found = embed(model, idx, real, pooling, normed_states=True)
+        torch.testing.assert_close(found[0], e / e.norm(), atol=1e-5, rtol=1e-4)
 
 
 def test_dropped_tokens_are_a_share():
@@ -148,11 +166,14 @@ def test_gradient_caching_is_scaled():
     torch.testing.assert_close(scaled, 8 * gradient)
 
 
-def test_gradient_caching_has_the_dropout_of_the_whole_batch():
-    """From the same state of the generator: the same loss, gradients and later random numbers, at dropout 0.3."""
+@pytest.mark.parametrize("backward_draws", [False, True])
+def test_gradient_caching_has_the_dropout_of_the_whole_batch(backward_draws):
+    """The same loss, gradients and later random numbers, at dropout 0.3, even if a backward pass draws numbers too."""
     results = []
     for cached in False, True:
         encoder = Encoder(build(dropout=0.3).train(), Letters(), 30)
+        if backward_draws:
+            encoder.model.wte.weight.register_hook(lambda gradient: gradient + 0 * torch.rand(()))
         parts = [encoder.parts(ids, 2)[0] for ids in (IDS, IDS[::-1])]
         torch.manual_seed(5)
 
@@ -173,7 +194,7 @@ def test_a_passage_that_answers_a_query_is_no_negative():
     """Neither for the query, nor the query for the passage: the loss does not depend on how similar they are."""
     torch.manual_seed(2)
     q, p = torch.randn(2, 3, C, requires_grad=True).unbind()
-    pairs = retrieve.list_pairs([[0, 2], [1], [3]])
+    pairs = list_pairs([[0, 2], [1], [3]])
     batch = torch.tensor([[0, 0], [0, 2], [2, 3]])
     right = is_right(batch[:, :1], batch[:, 1], pairs)
     assert right.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
@@ -186,7 +207,7 @@ def test_a_passage_that_answers_a_query_is_no_negative():
 def test_the_right_passages_are_known_by_their_indices():
     """As a loop over the lists says, for passages that are right for nobody or for several."""
     gold = [[4, 0], [], [4], [2, 3, 1]]
-    found = is_right(torch.arange(4)[:, None], torch.arange(5), retrieve.list_pairs(gold))
+    found = is_right(torch.arange(4)[:, None], torch.arange(5), list_pairs(gold))
     assert found.tolist() == [[passage in right for passage in range(5)] for right in gold]
 
 
@@ -195,7 +216,28 @@ def test_hard_negatives_are_wrong():
     vectors = {"q": [1, 0], "r": [0, 1], "a": [1, 0], "b": [0.8, 0.6], "c": [0.6, 0.8]}
     encoder = SimpleNamespace(encode=lambda texts: np.array([vectors[text] for text in texts], dtype=np.float32))
     gold = [[0, 1], [2], [0, 1, 2]]
-    assert retrieve.nearest_wrong(encoder, ["q", "r", "q"], ["a", "b", "c"], gold) == [2, 1, None]
+    assert nearest_wrong(encoder, ["q", "r", "q"], ["a", "b", "c"], gold) == [2, 1, None]
+
+
+def test_hard_negatives_answer_no_query_of_the_batch():
+    """The nearest wrong passages in the order of the queries, without None and the answers to other queries."""
+    nearest, gold = [3, None, 0, 4, 3], [[0, 1], [2], [1], [3], [2]]
+    assert hard_negatives(nearest, [4, 1, 2], gold) == [3, 0]
+    assert hard_negatives(nearest, [4, 0, 2], gold) == [3, 3]
+    assert hard_negatives(nearest, [0, 3, 4], gold) == [4]
+    assert hard_negatives(nearest, [1], gold) == []
+
+
+def test_an_epoch_has_each_pair_once():
+    """But for the rest of a batch; each epoch has another order, and a seed has its own, drawn once per epoch."""
+    pairs = torch.arange(2 * 103).view(103, 2)
+    drawn = pair_order.cache_info().misses
+    epochs = [torch.cat([epoch_batch(pairs, 7, seed, it) for it in range(14 * n, 14 * (n + 1))])
+              for seed in (7, 8) for n in range(2)]
+    assert pair_order.cache_info().misses == drawn + 4
+    for n, epoch in enumerate(epochs):
+        assert len(set(epoch[:, 0].tolist())) == 98 and (epoch[:, 1] == epoch[:, 0] + 1).all()
+        assert not any(torch.equal(epoch, other) for other in epochs[:n])
 
 
 def test_the_matcher_gets_one_right_passage():
@@ -399,9 +441,43 @@ def pairs_run(run, tmp_path):
     return run
 
 
-def table(folder):
-    with open(f"{folder}/retrieve.csv", encoding="utf-8", newline="") as f:
+def table(folder, name="retrieve"):
+    with open(f"{folder}/{name}.csv", encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
+
+
+def content(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def without_times(rows):
+    """What must not depend on how often a run was stopped."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "pairs_per_sec")} for row in rows]
+
+
+def tensors(value):
+    """All tensors in nested dicts and lists, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [tensor for inner in values for tensor in tensors(inner)]
+
+
+def assert_same_run(a, b):
+    """Checkpoints to the last bit, with the optimizers; log and table but for the times."""
+    for name in "ckpt.pt", "best.pt":
+        one, other = (torch.load(f"{folder}/{name}", weights_only=True) for folder in (a, b))
+        for checkpoint in one, other:
+            del checkpoint["config"]["out_dir"], checkpoint["state"]["seconds"]
+        assert one["config"] == other["config"] and one["state"] == other["state"]
+        assert len(tensors(one)) == len(tensors(other)) > 20
+        assert all(map(torch.equal, tensors(one), tensors(other)))
+    for name in "log", "retrieve":
+        rows, others = without_times(table(a, name)), without_times(table(b, name))
+        for row in rows + others:
+            row.pop("model", "")
+        assert rows == others
 
 
 def test_a_retriever_is_trained_measured_and_searched(pairs_run):
@@ -417,8 +493,11 @@ def test_a_retriever_is_trained_measured_and_searched(pairs_run):
     row, = table("a")
     assert row["train_pairs"] == "480" and 0 <= float(row["top1_4"]) <= float(row["top1_2"]) <= 1
     assert os.path.getsize("a/retrieve.png") > 1000
-    run("retrieve.py", *TINY, "--out_dir=both", "--compare=a,a")
-    assert [r["mrr10"] for r in table("both")] == [row["mrr10"]] * 2
+    before = content("a/retrieve.csv")
+    for out_dir in "both", "a":
+        run("retrieve.py", *TINY, f"--out_dir={out_dir}", "--compare=a,a")
+        assert [r["mrr10"] for r in table(out_dir, "compare")] == [row["mrr10"]] * 2
+    assert content("a/retrieve.csv") == before and not os.path.exists("both/retrieve.csv")
     search = [*TINY, "--out_dir=a", "--query=7 + 7", "--top=3"]
     status, out, err = run("retrieve.py", *search)
     assert status == 0 and out.count("makes") == 3
@@ -493,33 +572,166 @@ def test_the_search_of_the_readme_works(pairs_run):
     assert program.count("\n") == 4 and printed[0] in notes
 
 
-def content(path):
-    with open(path, "rb") as f:
-        return f.read()
+SAVES = ["--max_iters=10", "--eval_interval=4", "--log_interval=3", "--sizes=999"]  # too many to plot
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--dropout=0.2", "--token_dropout=0.3", "--grad_cache=true", "--hard_from=hard"], ["--dtype=float16"],
+    ["--method=match", "--n_context=5"], ["--method=match", "--n_context=5", "--init_from=hard"]])
+def test_a_killed_run_resumes_to_the_same_bits(pairs_run, monkeypatch, arguments):
+    """Ended in its 8th step without saving: the newer rows of its log are written again, and all else is the same."""
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=hard", "--seed=2")[0] == 0
+    start = [argument for argument in TINY if "--init_from=hard" not in arguments or
+             not argument.startswith(("--block", "--n_"))]
+    used = match_logits if "--method=match" in arguments else info_nce
+    calls = []
+
+    def used_until_killed(*inputs):
+        if torch.is_grad_enabled():
+            calls.append(inputs)
+        if torch.is_grad_enabled() and len(calls) == 9:  # the first is the throwaway step
+            raise MemoryError("killed")
+        return used(*inputs)
+    assert pairs_run("retrieve.py", *start, *SAVES, *arguments, "--out_dir=straight")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lib.retrieval.{used.__name__}", used_until_killed)
+        assert pairs_run("retrieve.py", *start, *SAVES, *arguments, "--out_dir=killed")[0] == 1
+    assert [row["iter"] for row in table("killed", "log")] == ["0", "3", "4", "6"]
+    assert torch.load("killed/ckpt.pt", weights_only=True)["state"]["iter"] == 4
+    if "--hard_from=hard" in arguments:
+        os.remove("hard/ckpt.pt")  # the checkpoint has the hard negatives
+    status, _, err = pairs_run("retrieve.py", *start, *SAVES, *arguments, "--out_dir=killed", "--init_from=resume")
+    assert status == 0, err
+    assert [row["iter"] for row in table("killed", "log")] == ["0", "3", "4", "6", "8", "9", "10"]
+    assert_same_run("straight", "killed")
+
+
+def test_a_finished_run_has_nothing_to_do(pairs_run):
+    """Resumed, it writes its table again, and its log and checkpoint stay as they are; a larger budget goes on."""
+    arguments = [*TINY, "--out_dir=a"]
+    assert pairs_run("retrieve.py", *arguments)[0] == 0
+    files = {name: content(f"a/{name}") for name in ("ckpt.pt", "best.pt", "log.csv", "retrieve.csv")}
+    os.remove("a/retrieve.csv")
+    assert pairs_run("retrieve.py", *arguments, "--init_from=resume")[0] == 0
+    assert {name: content(f"a/{name}") for name in files} == files
+    assert pairs_run("retrieve.py", *arguments, "--init_from=resume", "--max_iters=8")[0] == 0
+    assert [row["iter"] for row in table("a", "log")] == ["0", "2", "4", "6", "8"]
+    row, = table("a")
+    assert row["train_pairs"] == "64" and float(row["seconds"]) > float(table("a", "log")[3]["seconds"])
+
+
+def test_the_best_checkpoint_stays(pairs_run):
+    """best.pt is that of the highest MRR in the log, the last one of several."""
+    arguments = "--max_iters=30", "--eval_interval=2", "--learning_rate=0.3", "--out_dir=a"
+    assert pairs_run("retrieve.py", *TINY, *arguments)[0] == 0
+    rows = [row for row in table("a", "log") if row["mrr10"]]
+    best = max(rows, key=lambda row: (float(row["mrr10"]), int(row["iter"])))
+    assert torch.load("a/best.pt", weights_only=True)["state"]["iter"] == int(best["iter"]) < 30
+
+
+@pytest.mark.parametrize("arguments", [["--dropout=0.2"], ["--method=match", "--n_context=5"]])
+def test_throwaway_steps_change_nothing(pairs_run, monkeypatch, arguments):
+    """With one of them or with three, the losses are the same."""
+    def use_thrice(function, use, on):
+        for _ in range(3):
+            use(function)
+        return function
+    assert pairs_run("retrieve.py", *TINY, *arguments, "--out_dir=one")[0] == 0
+    monkeypatch.setattr("lib.device.compile_or_not", use_thrice)
+    assert pairs_run("retrieve.py", *TINY, *arguments, "--out_dir=three")[0] == 0
+    assert_same_run("one", "three")
+
+
+def test_only_the_same_run_goes_on(pairs_run, refused):
+    """Not with other settings, other pairs or another kind of checkpoint; nothing is moved or written."""
+    arguments = [*TINY, "--out_dir=a", "--init_from=resume"]
+    refused("no checkpoint a/ckpt.pt", "retrieve.py", *arguments)
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=a")[0] == 0
+    before = content("a/ckpt.pt")
+    refused("trained with n_layer=1, not 2", "retrieve.py", *arguments, "--n_layer=2")
+    refused("trained with pooling=mean, not last", "retrieve.py", *arguments, "--pooling=last")
+    refused("trained with method=infonce", "retrieve.py", *arguments, "--method=match", "--n_context=5")
+    with open("data/sums/train.jsonl", "a", encoding="utf-8") as f:
+        f.write('{"query": "1 + 2", "passage": "makes 3"}\n')
+    refused("sums has changed", "retrieve.py", *arguments)
+    assert content("a/ckpt.pt") == before and not os.path.exists("a.1")
+    assert pairs_run("train.py", "--out_dir=b")[0] == 0
+    refused("b/ckpt.pt is no run of retrieve.py", "retrieve.py", *TINY, "--out_dir=b", "--init_from=resume")
+
+
+@pytest.mark.parametrize("objective", ["autoencode", "bidirectional"])
+def test_only_causal_models_are_trained(pairs_run, refused, objective):
+    """The others are refused with a way out, before anything is written; a matcher may read their embeddings."""
+    assert pairs_run("train.py", "--block_size=13", f"--objective={objective}", "--max_iters=2")[0] == 0
+    shapeless = [a for a in TINY if not a.startswith(("--block", "--n_"))]
+    refused(f"objective={objective}", "retrieve.py", *shapeless, "--init_from=out", "--out_dir=a")
+    assert not os.listdir("a")
+    match = "--method=match", "--n_context=5", "--init_from=out", "--out_dir=b"
+    status, _, err = pairs_run("retrieve.py", *shapeless, *match)
+    assert status == 0, err
+
+
+def test_a_matcher_is_saved(pairs_run, refused):
+    """Another run moves it aside, its embeddings are those of its encoder, and it can embed no text."""
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=encoder")[0] == 0
+    shapeless = [a for a in TINY if not a.startswith(("--block", "--n_"))]
+    match = [*shapeless, "--method=match", "--n_context=5", "--out_dir=a"]
+    assert pairs_run("retrieve.py", *match, "--init_from=encoder")[0] == 0
+    assert table("a")[0]["model"] == "encoder"
+    saved = content("a/ckpt.pt")
+    refused("holds a matcher of embeddings", "retrieve.py", *TINY, "--out_dir=a", "--query=7 + 7")
+    assert pairs_run("retrieve.py", *match, "--init_from=encoder", "--seed=5")[0] == 0
+    assert content("a.1/ckpt.pt") == saved
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=encoder", "--seed=5")[0] == 0
+    refused("the model of its embeddings has changed", "retrieve.py", *match, "--init_from=resume", "--seed=5")
+
+
+def test_a_checkpoint_knows_how_its_states_are_read(pairs_run):
+    """Trained after the final norm, it is measured and searched after it; the index of the other one is not taken."""
+    llama = [*TINY, "--model_type=llama", "--n_head=2", "--out_dir=a"]
+    assert pairs_run("retrieve.py", *llama, "--normed_states=true")[0] == 0
+    encoder, checkpoint = load_encoder("a")
+    assert encoder.normed_states and load_encoder("a", normed_states=False)[0].normed_states
+    encoded, checksum = encoder.encode("7 + 7"), encoder.checksum()
+    encoder.normed_states = False
+    assert not np.allclose(encoder.encode("7 + 7"), encoded, atol=1e-3) and encoder.checksum() != checksum
+    del checkpoint["retrieval"]["normed_states"]  # as in a checkpoint of an earlier time
+    torch.save(checkpoint, "a/ckpt.pt")
+    assert not load_encoder("a")[0].normed_states and load_encoder("a", normed_states=True)[0].normed_states
 
 
 @pytest.mark.parametrize("method, number", [("infonce", signal.SIGTERM), ("match", signal.SIGINT)])
 def test_a_signal_ends_training_with_what_there_is(pairs_run, monkeypatch, method, number):
-    """After its iteration: checkpoint, log and table of what was trained, and status 128 + the signal's number."""
+    """After its iteration: checkpoint, log, table, status 128 + its number, and a command that goes on exactly."""
     used = {"infonce": info_nce, "match": match_logits}[method]
     calls = []
 
     def used_until_interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:  # the first is the throwaway step
+        if torch.is_grad_enabled():
+            calls.append(arguments)
+        if torch.is_grad_enabled() and len(calls) == 4:  # the first is the throwaway step
             signal.raise_signal(number)
         return used(*arguments)
-    monkeypatch.setattr(f"lib.retrieval.{used.__name__}", used_until_interrupted)
-    status, out, err = pairs_run("retrieve.py", *TINY, "--out_dir=a", f"--method={method}", "--max_iters=500",
-                                 "--n_context=5")
+    arguments = [*TINY, f"--method={method}", "--max_iters=10", "--n_context=5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lib.retrieval.{used.__name__}", used_until_interrupted)
+        status, out, err = pairs_run("retrieve.py", *arguments, "--out_dir=a b")
     assert status == 128 + number, err
-    row, = table("a")
+    row, = table("a b")
     assert row["train_pairs"] == "24" and 0 < float(row["loss"]) < 10
-    with open("a/log.csv", encoding="utf-8", newline="") as f:
-        assert [row["iter"] for row in csv.DictReader(f)] == ["2", "3"]
+    assert [row["iter"] for row in table("a b", "log")] == ["0", "2", "3"]
+    assert torch.load("a b/ckpt.pt", weights_only=True)["made_by"] == "retrieve.py"
     if method == "infonce":
-        _, checkpoint = load_encoder("a/ckpt.pt", "cpu")
-        assert checkpoint["made_by"] == "retrieve.py" and 0 <= float(row["mrr10"]) <= 1
+        assert 0 <= float(row["mrr10"]) <= 1 and load_encoder("a b/ckpt.pt", "cpu")
+    command = shlex.split(out.rpartition("go on with: ")[2])
+    assert command[:2] == ["python", "retrieve.py"]
+    status, _, err = pairs_run(*command[1:])
+    assert status == 0, err
+    assert pairs_run("retrieve.py", *arguments, "--out_dir=straight")[0] == 0
+    weights = [tensors(torch.load(f"{folder}/ckpt.pt", weights_only=True)["model"]) for folder in ("a b", "straight")]
+    assert all(map(torch.equal, *weights))
+    stopped, straight = (without_times(table(folder, "log")) for folder in ("a b", "straight"))
+    assert [row for row in stopped if row["iter"] != "3"] == straight
 
 
 def test_a_run_is_moved_aside_only_for_training(pairs_run, refused):
