@@ -69,9 +69,10 @@ def main(args):
     for n in range(args.num_samples):
         tokens = model.generate([prompt], args.max_new_tokens, args.temperature, args.top_k, args.top_p,
                                 args.seed + n, end_of_text)
+        new_ids = (token for token, in tokens if token != end_of_text)
         print(text, end="", flush=True)
         with autocast(device, dtype):
-            for piece in stream_text(tokenizer, (token for token, in tokens)):
+            for piece in stream_text(tokenizer, new_ids):
                 print(piece, end="", flush=True)
                 count += 1
         count -= 1  # the last piece only completes the text

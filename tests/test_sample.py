@@ -149,6 +149,13 @@ def test_sample_continues_a_prompt_without_the_data(run):
     assert run("sample.py", *arguments)[1] == out
 
 
+def test_the_end_of_a_text_is_not_printed(run, monkeypatch):
+    """A sample that ends with the end-of-text token shows its text alone."""
+    run("train.py")
+    monkeypatch.setattr("model.LanguageModel.generate", lambda *_: iter([[104], [105], [256]]))
+    assert run("sample.py", "--out_dir=out", "--num_samples=1")[1] == "hi\n" + "-" * 80 + "\n"
+
+
 def test_sample_reads_the_prompt_from_a_file(run):
     """FILE:path, with text that is more than ASCII."""
     run("train.py")
