@@ -10,14 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from types import MethodType
 
 import torch
 import torch.distributed as dist
 
 from lib.fast import use_fast_functions
 from model import Block
-
-PLAIN_FORWARD = Block.forward
 
 
 def setup(device, dtype, fast=True):
@@ -116,7 +115,7 @@ def join_processes(device, backend="auto"):
         import torch.distributed.nn  # noqa: F401 - imported later, its default arguments would hold the group
         if backend == "auto":
             backend = "nccl" if device.type == "cuda" else "gloo"
-        if backend == "nccl":  # tensors on the CPU go by gloo
+        if backend == "nccl":  # tensors on the CPU go through gloo
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
         else:
             dist.init_process_group(backend)
@@ -178,15 +177,17 @@ def compile_or_not(function, use, on=True):
 def compile_model(model, use, on=True):
     """Compile a model in place where that works; use() runs a step of it once, which compiles.
 
-    One block is compiled, and its code serves all blocks; where PyTorch cannot do that, each is compiled. All processes
-    go on with compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
+    One block is compiled, and its code serves all blocks; where PyTorch cannot do that, each is compiled. Other models
+    stay as they are. All processes go on with compiled models, or none does: use() exchanges nothing, or they would
+    wait for one in which it fails.
     """
     attempts, error = [], None
     if on:
         trust_new_compiler()
-        attempts = [torch.compiler.nested_compile_region(PLAIN_FORWARD), PLAIN_FORWARD]
+        attempts = [torch.compiler.nested_compile_region(Block.forward), Block.forward]
     for forward in attempts:
-        Block.forward = forward  # for all models in this process, until uncompile_model
+        for block in blocks_of(model):
+            block.forward = MethodType(forward, block)
         model.forward = torch.compile(model.forward)
         failed = 0.0
         try:
@@ -205,8 +206,13 @@ def compile_model(model, use, on=True):
 
 def uncompile_model(model):
     """Take back what compile_model did: sampling has another shape at each token, which would be compiled anew."""
-    Block.forward = PLAIN_FORWARD
-    model.__dict__.pop("forward", None)
+    for module in [model, *blocks_of(model)]:
+        vars(module).pop("forward", None)
+
+
+def blocks_of(model):
+    """All Blocks in a model, such as those of both halves of an autoencoder."""
+    return [module for module in model.modules() if isinstance(module, Block)]
 
 
 def say_uncompiled(error):

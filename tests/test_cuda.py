@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from types import MethodType
 from unittest.mock import patch
 
 import pytest
@@ -78,7 +79,8 @@ def test_nothing_breaks_the_graph_of_a_model_on_cuda(options, cuda_guard, monkey
         x, position = model.embed(idx), fake(mode, torch.zeros(1, dtype=torch.int64), "cuda:0")
         assert traced(model.blocks[0], x.detach()).is_cuda
         with monkeypatch.context() as patched, torch.no_grad():  # as in compile_model
-            patched.setattr(Block, "forward", torch.compiler.nested_compile_region(Block.forward))
+            region = torch.compiler.nested_compile_region(Block.forward)
+            patched.setattr(model.blocks[0], "forward", MethodType(region, model.blocks[0]), raising=False)
             assert traced(model, idx, idx, False, backend=aot_eager)[1].is_cuda
             with torch.enable_grad():
                 loss = traced(model, idx, idx, False)[1]
