@@ -205,7 +205,7 @@ def encode_documents(documents, progress, folder):
 
 
 def choose_name(dataset, path):
-    """`dataset`, or if that is the default a name from the path of a file or a folder. Raises ValueError if it is bad."""
+    """`dataset`, or if that is the default a name from the path of a file or folder. Raises ValueError if it is bad."""
     if dataset == "python":
         base = os.path.basename(path)
         dataset = re.sub(r"[^\w.-]", "_", os.path.splitext(base)[0] if os.path.isfile(path) else base)

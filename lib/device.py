@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from types import MethodType
 
 import torch
 import torch.distributed as dist
@@ -186,8 +185,7 @@ def compile_model(model, use, on=True):
         trust_new_compiler()
         attempts = [torch.compiler.nested_compile_region(Block.forward), Block.forward]
     for forward in attempts:
-        for block in blocks_of(model):
-            block.forward = MethodType(forward, block)
+        set_class_of_blocks(model, type("CompiledBlock", (Block,), {"forward": forward}))
         model.forward = torch.compile(model.forward)
         failed = 0.0
         try:
@@ -206,13 +204,18 @@ def compile_model(model, use, on=True):
 
 def uncompile_model(model):
     """Take back what compile_model did: sampling has another shape at each token, which would be compiled anew."""
-    for module in [model, *blocks_of(model)]:
-        vars(module).pop("forward", None)
+    set_class_of_blocks(model, Block)
+    vars(model).pop("forward", None)
 
 
-def blocks_of(model):
-    """All Blocks in a model, such as those of both halves of an autoencoder."""
-    return [module for module in model.modules() if isinstance(module, Block)]
+def set_class_of_blocks(model, kind):
+    """Give all Blocks of this model another class.
+
+    To set `forward` on each block would be wrong: PyTorch 2.13 then runs all of them with the weights of the first.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.__class__ = kind
 
 
 def say_uncompiled(error):

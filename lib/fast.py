@@ -293,7 +293,8 @@ class FixedCache(NamedTuple):
 def use_fixed_steps(language_model, step=None):
     """Have run_blocks read a token that follows a cache with step(x, position, rows): `fixed_step`, or that compiled.
 
-    It replaces the forward of the modules in FIXED_FORMS. It changes nothing if a module that mixes tokens is new, and so has no fixed form here.
+    It replaces the forward of the modules in FIXED_FORMS. It changes nothing if a module that mixes tokens is new, and
+    so has no fixed form here.
     """
     mixing = [module for block in language_model.blocks for group in block.mix for module in group]
     if not language_model.config.causal or {type(module) for module in mixing} - {model.Mixer, model.Attention}:

@@ -154,8 +154,9 @@ def test_one_block_is_compiled_for_all(monkeypatch):
     calls = [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.invoke_subgraph]
     bodies = [node.args[0].target for node in calls]
     assert len(bodies) == 2 and len(set(bodies)) == 1
-    assert Block.forward is plain  # other models stay as they are
+    assert Block.forward is plain and type(LanguageModel(model.config).blocks[0]) is Block  # other models stay as they are
     uncompile_model(model)
+    assert {type(block) for block in model.blocks} == {Block}
     assert all("forward" not in vars(module) for module in model.modules())
 
 
