@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import HERE, TINY
-from lib.device import set_class_of_blocks, uncompile_model
 from lib.fast import capture, fixed_step, prepare_for_sampling, use_fast_functions, use_fixed_steps
-from model import ARCHITECTURES, Block, Cache
+from model import ARCHITECTURES, Cache
 from test_model import build, every_variant
 
 # ------------------------------------------------------------------------------------------------------------
@@ -78,12 +77,9 @@ def test_nothing_breaks_the_graph_of_a_model_on_cuda(options, cuda_guard):
         model, idx = fake_model(mode, "cuda:0", options), fake(mode, torch.zeros(3, 11, dtype=torch.int64), "cuda:0")
         x, position = model.embed(idx), fake(mode, torch.zeros(1, dtype=torch.int64), "cuda:0")
         assert traced(model.blocks[0], x.detach()).is_cuda
-        region = torch.compiler.nested_compile_region(Block.forward)
-        set_class_of_blocks(model, type("CompiledBlock", (Block,), {"forward": region}))  # as in compile_model
         with torch.no_grad():
             assert traced(model, idx, idx, False, backend=aot_eager)[1].is_cuda
         loss = traced(model, idx, idx, False)[1]
-        uncompile_model(model)
         assert loss.is_cuda and loss.requires_grad and loss.dtype == torch.float32
         with torch.no_grad():
             cache = Cache(13)
