@@ -9,7 +9,7 @@ Measure training, sampling, inversion and retrieval beside the most that this ma
     python bench.py --models=mixer --profile_path=profile.csv        # where the time of a step goes
 
 Each time is the median of `repeats` steps. The kinds of steps and the models take turns, so that whatever else the
-machine does slows all of them alike. FLOPs are those of the matmuls by their shapes, with dense T x T products
+machine does slows all of them alike. FLOPs are counted from the shapes of the matmuls, with dense T x T products
 whichever kernel runs (estimate_flops in model.py), for the kind mix too. Keys of ModelConfig can be given as well.
 """
 import csv
@@ -36,13 +36,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.device import autocast, compile_model, compile_or_not, dtype_name, measure_peak_flops, setup
-from lib.fast import fixed_step, masked_product, prepare_for_sampling, use_fixed_steps
+from lib.fast import fft_product, fixed_step, masked_product, prepare_for_sampling, use_fixed_steps
 from lib.inversion import descend, distances, hidden_states
 from lib.retrieval import Encoder, best_passages, embed, info_nce, match_batch, match_logits, pad
 from lib.runs import build_config, replacing
 from model import Cache, LanguageModel
 
-# defaults: change them by a config file and by --key=value; several values are separated by commas
+# defaults: change them with a config file and with --key=value; several values are separated by commas
 what = ["train"]              # kinds of steps: train, sample, sample_uncached, ... (all of them: STEPS below)
 models = ["mixer", "llama", "hybrid", "gpt"]  # architectures
 block_sizes = [512]           # [1, inf) T: tokens in a window
@@ -55,7 +55,7 @@ warm_up = 3                   # [0, inf) untimed steps before them
 device = "auto"               # auto, cpu, cuda, cuda:1 or mps
 dtype = "auto"                # auto | float32 | bfloat16 | float16: number format of the matmuls
 compile = True                # torch.compile, except for the kinds sample and sample_uncached
-fast = True                   # faster equals of four functions of model.py (lib/fast.py)
+fast = True                   # faster equivalents of four functions of model.py (lib/fast.py)
 json_path = ""                # file for everything
 csv_path = ""                 # file for the rows
 profile_path = ""             # file for the operations that take most of the time of each step
@@ -214,7 +214,8 @@ def match(c, B, run, one_by_one=False):
         rows = torch.randint(len(queries), (B,), generator=generator, device=run.device)
         if one_by_one:
             drawn = [draw(row) for row in rows.split(1)]
-            x, target = (torch.cat(parts) for parts in zip(*drawn))
+            x = torch.cat([x for x, _ in drawn])                                          # (B, T, C)
+            target = torch.cat([target for _, target in drawn])                           # (B,)
         else:
             x, target = draw(rows)
         with autocast(run.device, run.dtype):
@@ -273,15 +274,8 @@ def mix(c, B, run, product, toeplitz=False):
             y = forward(W, x)
         y.backward(grad.to(y.dtype))
         W.grad = x.grad = None
-    flops = 10 * T * log2(2 * T) if toeplitz else 2 * T * T  # per channel, by FFT or by a dense product
+    flops = 10 * T * log2(2 * T) if toeplitz else 2 * T * T  # per channel, with an FFT or a dense product
     return Step(call, B * T, "tokens", 3 * flops * B * C)
-
-
-def fft_product(w, x):
-    """toeplitz_product of model.py by FFT, however short the window."""
-    n = 2 * len(w)  # padded, so that the circular convolution of the FFT does not wrap around
-    spectrum = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)
-    return torch.fft.irfft(spectrum, n, dim=1)[:, :len(w)].type_as(x)
 
 
 STEPS = {

@@ -34,7 +34,7 @@ if __name__ == "__main__":
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt, validation_windows
+from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt, text_sums, validation_windows
 from lib.device import autocast, setup
 from lib.inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
                            recover_exactly)
@@ -69,7 +69,7 @@ resume = False               # keep the rows of out_dir/invert.json and compute 
 quick = False                # only a fresh mixer and llama, one seed and init each, into out_dir + "_quick"
 device = "auto"              # auto, cpu, cuda, cuda:1 or mps
 dtype = "float32"            # auto | float32 | bfloat16 | float16: number format of the matmuls in descent
-fast = True                  # faster equals of four functions of model.py (lib/fast.py)
+fast = True                  # faster equivalents of four functions of model.py (lib/fast.py)
 # end of defaults
 
 KEYS = "model trained embedding_std seed method lr metric matched layer T".split()  # these tell rows apart
@@ -141,7 +141,7 @@ def saved_models(args):
         own, used = checkpoint["config"]["dataset"], checkpoint["meta"]
         folder = os.path.join(args.data_dir, os.path.expanduser(args.dataset or own))
         meta = used if args.start else load_meta(folder)
-        changed = args.dataset in ("", own) and meta["crc32"] != used["crc32"]
+        changed = args.dataset in ("", own) and text_sums(meta) != text_sums(used)
         since = f"has changed since {run} was trained" if changed else f"is not what {run} was trained on"
         if meta["ranks"] != used["ranks"]:
             raise ValueError(f"{folder} {since}, and has another tokenizer: choose another --dataset or give a --start")

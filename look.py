@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import torch
 
 from invert import find_runs
-from lib.data import document_starts, load_meta, load_tokens, read_prompt, validation_windows
+from lib.data import document_starts, load_meta, load_tokens, read_prompt, text_sums, validation_windows
 from lib.device import setup
 from lib.objectives import loss_by_position, recallable, token_losses
 from lib.plots import describe, plot_mixing, plot_positions, plot_recall
@@ -129,7 +129,7 @@ def load_validation(path, checkpoint, args):
     if objective != "causal":
         raise ValueError(f"{path} was trained to {objective}: look.py is for models that predict the next token")
     meta = load_meta(folder)
-    if meta["crc32"] != checkpoint["meta"]["crc32"]:
+    if text_sums(meta) != text_sums(checkpoint["meta"]):
         raise ValueError(f"{folder} has changed since {path} was trained: its validation text may be known to the "
                          "model, which you can train anew")
     return load_tokens(folder, "val", meta)

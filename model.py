@@ -18,8 +18,9 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 # ------------------------------------------------------------------------------------------------------------
-# The four functions in which a model spends its time, in their plainest form. lib/fast.py has a faster equal of
-# each, which the scripts put in place of these: a change that you make here shows with --fast=false.
+# The four functions in which a model spends its time, in their plainest form. lib/fast.py has a faster equivalent of
+# each, which the scripts put in place of these. For sampling it also replaces the forward of Linear, and, on a GPU or
+# compiled, of MaskedConv, Attention and Rotary. A change that you make here shows with --fast=false.
 
 
 def masked_product(W, x, start=0):
@@ -141,7 +142,10 @@ class Mixer(nn.Module):
         for i in range(h * self.parallel, (h + 1) * self.parallel):
             y = self.conv[i](x, cache)
             paths.append(self.conv2[i](F.gelu(y), cache) if self.expanded else y)
-        return sum(paths[1:], paths[0])                                                   # (B, T, C/heads)
+        mixed, *others = paths
+        for y in others:
+            mixed = mixed + y
+        return mixed                                                                      # (B, T, C/heads)
 
 
 class ShortConv(nn.Module):
@@ -493,7 +497,8 @@ class LanguageModel(nn.Module):
         ValueError if a module that mixes tokens has no flops(T).
         """
         T = T or self.config.block_size
-        for module in (module for block in self.blocks for step in block.mix for module in step):
+        mixing_modules = [module for block in self.blocks for step in block.mix for module in step]
+        for module in mixing_modules:
             if not any(hasattr(m, "flops") for m in module.modules()):
                 raise ValueError(f"{type(module).__name__} has no method flops(T): give it one")
         linear = sum(2 * T * m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

@@ -23,7 +23,7 @@ of texts, or a folder that holds such files. The script writes into data/<datase
     train.jsonl, val.jsonl     pairs, with the keys query and passage; no passage is in both, and no pair comes twice
 
 The same text gives the same files. A long text needs little memory, unless a single document is huge. If the script is
-interrupted, the same command goes on where it was, to the nearest 100 MB of text.
+interrupted, the same command goes on where it was, to the nearest 100 MB; in the first 200 MB it begins anew.
 """
 import base64
 import itertools
@@ -34,6 +34,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import tiktoken
@@ -45,7 +46,7 @@ from lib.data import (END_OF_TEXT, PROGRESS, build_tokenizer, load_progress, rep
 from lib.sources import (GENERATED, HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
                          split_documents, split_hub, split_python, split_python_pairs, split_rows)
 
-# defaults: change one with --key=value
+# defaults: change them with --key=value
 dataset = "python"                  # python, tinystories, fineweb_edu, finemath, recall, copy; or a name for your input
 input = ""                          # a file or a folder of your own text
 tokenizer = "bpe"                   # bpe (trained on the text), byte, or one of tiktoken's: gpt2, cl100k_base, ...
@@ -57,7 +58,7 @@ data_dir = "data"                   # folder of the datasets
 pairs = ""                          # make pairs instead: python, python_more, msmarco, ..., owner/name, or a file
 query_key = "query"                 # the column or key of the query, in a file or a set of the hub
 passage_key = "passage"             # the column or key of the passage
-n_documents = 100_000               # [100, inf) recall and copy, which are always tokenized by byte: documents
+n_documents = 100_000               # [100, inf) recall and copy, which are always tokenized as bytes: documents
 n_pairs = 8                         # [1, 36] recall: pairs of a key and a value per document
 n_keys = 26                         # [1, 36] recall and copy: size of the alphabet, a to z and then 0 to 9
 n_values = 26                       # [1, 57] recall: size of the alphabet of values, A to Z and then punctuation
@@ -143,11 +144,14 @@ def encode_batches(documents, meta):
     tokenizer = build_tokenizer(meta)
 
     def encode_sides(batch):
-        texts = {side: [text for where, text in batch if where == side] for side in SIDES}
-        try:
-            return batch, {side: encode(texts[side], tokenizer).astype(meta["dtype"]) for side in SIDES}
-        except ValueError as e:
-            raise ValueError(f"tokenizer {meta['tokenizer']} cannot encode this text: {e}") from None
+        ids = {}
+        for side in SIDES:
+            texts = [text for where, text in batch if where == side]
+            try:
+                ids[side] = encode(texts, tokenizer).astype(meta["dtype"])
+            except ValueError as e:
+                raise ValueError(f"tokenizer {meta['tokenizer']} cannot encode this text: {e}") from None
+        return batch, ids
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pending = deque()
@@ -173,7 +177,8 @@ def encode_documents(documents, progress, folder):
     """Append the ids of the documents that come after `progress` to train.bin and val.bin in folder.
 
     It counts them in `progress`, and saves that after every SAVE_BATCHES batches. A run that goes on from there gives
-    the bytes of a run without interruption.
+    the bytes of a run without interruption. Nothing is saved before the end of the text of the tokenizer, so that such
+    a run compares all of that text with what it was.
     """
     meta = progress["tokenizer"]
     with (open(f"{folder}/train.bin", "ab") as train, open(f"{folder}/val.bin", "ab") as val,
@@ -192,7 +197,7 @@ def encode_documents(documents, progress, folder):
                 progress[side]["documents"] += 1
                 progress[side]["bytes"] += len(raw)
                 bar.update(len(raw))
-            if number % SAVE_BATCHES == 0:
+            if number % SAVE_BATCHES == 0 and progress["train"]["bytes"] >= TOKENIZER_MB * 1e6:
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())  # on the disk before the progress says so
@@ -200,7 +205,7 @@ def encode_documents(documents, progress, folder):
 
 
 def choose_name(dataset, path):
-    """The name of the dataset made from a file or folder: `dataset`, or a name from the path if that is the default."""
+    """`dataset`, or if that is the default a name from the path of a file or folder. Raises ValueError if it is bad."""
     if dataset == "python":
         base = os.path.basename(path)
         dataset = re.sub(r"[^\w.-]", "_", os.path.splitext(base)[0] if os.path.isfile(path) else base)
@@ -223,8 +228,9 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
     sizes: the settings that a generator takes. Raises ValueError for settings and text that cannot be used, and
     OSError if reading or writing fails.
     """
-    options, skipped = dict(locals()), {}
-    options |= options.pop("sizes")
+    options = dict(dataset=dataset, input=input, tokenizer=tokenizer, vocab_size=vocab_size, text_key=text_key,
+                   val_fraction=val_fraction, max_mb=max_mb, **sizes)
+    skipped = {}
     tokenizers = ["bpe", "byte", *tiktoken.list_encoding_names()]
     if tokenizer not in tokenizers:
         raise ValueError(f"unknown tokenizer {tokenizer!r}; choose one of {', '.join(tokenizers)}")
@@ -235,7 +241,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
         skipped, dataset = find_files(path)[1], choose_name(dataset, path)
 
         def split():
-            return split_documents(read_input(path, text_key), val_fraction)
+            return split_documents(read_input(path, text_key, "text_key"), val_fraction)
     elif dataset == "python":
         source, split = "Python source", partial(split_python, val_fraction)
     elif generator_of(dataset):
@@ -267,6 +273,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
         for side in SIDES:
             meta[side] = progress[side]
             if not meta[side]["documents"]:
+                Path(temporary, PROGRESS).unlink(missing_ok=True)  # to go on from there would fail again
                 raise ValueError(f"the {side} split is empty: give more text, or another --val_fraction")
         with open(f"{temporary}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:
             f.write(meta.pop("ranks"))
@@ -297,22 +304,27 @@ def unique(pairs):
 
 def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir):
     """Make the set of pairs that the settings describe, and return its meta. Raises like prepare."""
-    options, path = dict(locals()), os.path.expanduser(pairs)
-    val_fraction = 0.1 if val_fraction == "auto" else val_fraction
+    options = dict(pairs=pairs, dataset=dataset, query_key=query_key, passage_key=passage_key,
+                   val_fraction=val_fraction)
+    path = os.path.expanduser(pairs)
+    if val_fraction == "auto":
+        val_fraction = 0.1
     if pairs in ("python", "python_more"):
-        name, split = pairs, split_python_pairs(val_fraction, more=pairs == "python_more")
+        split = split_python_pairs(val_fraction, more=pairs == "python_more")
     elif os.path.isfile(path):
-        name = choose_name(dataset, path)
         read_rows = READERS.get(os.path.splitext(path)[1].lower(), read_jsonl)
         split = split_rows(read_rows(path), query_key, passage_key, val_fraction)
     elif pairs in PAIRS_HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", pairs) and not pairs.lower().endswith(tuple(READERS)):
         load, query_key, passage_key = PAIRS_HUB.get(pairs, ({"path": pairs}, query_key, passage_key))
-        name = pairs.split("/")[-1]
         split = split_rows(read_hub(load, "train"), query_key, passage_key, val_fraction)
     else:
         raise ValueError(f"no file {pairs}, and no set of pairs of that name; choose one of python, python_more, "
                          f"{', '.join(PAIRS_HUB)}, owner/name on the hub, and a file")
-    name = f"{name}_pairs" if dataset == "python" else choose_name(dataset, path)
+    name = pairs.split("/")[-1]
+    if dataset != "python" or os.path.isfile(path):
+        name = choose_name(dataset, path)
+    if dataset == "python":
+        name = f"{name}_pairs"
 
     folder, counts = os.path.join(data_dir, name), {"train": 0, "val": 0}
     with replacing_folder(folder, PAIR_FILES) as temporary:

@@ -22,7 +22,7 @@ from lib.device import autocast, compile_or_not, setup
 from lib.fast import fixed_step, prepare_for_sampling, use_fixed_steps
 from lib.runs import load_model
 
-# defaults: change them by --key=value
+# defaults: change them with --key=value
 out_dir = "out/mixer_tiny"  # folder of the run
 checkpoint = "ckpt.pt"      # which of its checkpoints: ckpt.pt (the last) or best.pt
 start = ""                  # prompt, or FILE:path of a file that holds it; empty: the start of a document
@@ -34,8 +34,8 @@ top_p = 1.0                 # (0, 1] draw from the fewest likeliest tokens whose
 seed = 1337                 # [0, inf) seed of the first sample; the next one takes seed + 1
 device = "auto"             # auto, cpu, cuda, cuda:1 or mps
 dtype = "float32"           # auto | float32 | bfloat16 | float16: number format of the matmuls
-compile = False             # torch.compile: slow to start, worth it for long samples
-fast = True                 # faster equals of functions of model.py (lib/fast.py)
+compile = False             # torch.compile, which needs fast: slow to start, worth it for long samples
+fast = True                 # faster equivalents of functions of model.py (lib/fast.py)
 # end of defaults
 
 
@@ -48,6 +48,8 @@ def encode_prompt(tokenizer, text, end_of_text, block_size):
 
 
 def main(args):
+    if args.compile and not args.fast:
+        raise ValueError("--compile=true compiles a step of lib/fast.py: it needs --fast=true")
     text = read_prompt(args.start)
     device, dtype = setup(args.device, args.dtype, args.fast)
     model, tokenizer, state = load_model(os.path.join(args.out_dir, args.checkpoint), device)
@@ -69,9 +71,10 @@ def main(args):
     for n in range(args.num_samples):
         tokens = model.generate([prompt], args.max_new_tokens, args.temperature, args.top_k, args.top_p,
                                 args.seed + n, end_of_text)
+        new_ids = (token for token, in tokens if token != end_of_text)
         print(text, end="", flush=True)
         with autocast(device, dtype):
-            for piece in stream_text(tokenizer, (token for token, in tokens)):
+            for piece in stream_text(tokenizer, new_ids):
                 print(piece, end="", flush=True)
                 count += 1
         count -= 1  # the last piece only completes the text

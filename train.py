@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.data import (build_tokenizer, document_starts, load_meta, load_tokens, prepare_missing, stream_text,
-                      training_windows, validation_windows)
+                      text_sums, training_windows, validation_windows)
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
                         measure_peak_flops, peak_memory_mb, say, setup, uncompile_model)
 from lib.objectives import build_model, recallable, token_losses
@@ -400,7 +400,7 @@ def restore(run, path, resume):
     if checkpoint.get("model_py") != run.model_py:
         say(f"model.py has changed since {path} was saved")
         run.model_py = None  # no single version of it makes this run
-    if checkpoint["meta"]["crc32"] != run.meta["crc32"]:
+    if text_sums(checkpoint["meta"]) != text_sums(run.meta):
         say(f"{run.args.dataset} has changed since {path} was saved: its best validation loss does not count")
         run.state["best_val_loss"] = math.inf
 

@@ -8,7 +8,6 @@ import codecs
 import contextlib
 import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+
+from configurator import HERE
 
 try:
     import fcntl
@@ -107,18 +108,17 @@ def replacing_folder(folder, files, options=None):
             if not load_progress(temporary, options):
                 shutil.rmtree(temporary, ignore_errors=True)
             os.makedirs(temporary, exist_ok=True)
-            progress = os.path.join(temporary, PROGRESS)
+            progress = Path(temporary, PROGRESS)
             try:
                 yield temporary
                 if os.path.exists(real):
                     shutil.rmtree(old, ignore_errors=True)
                     os.rename(real, old)
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(progress)
+                progress.unlink(missing_ok=True)
                 os.rename(temporary, real)
                 shutil.rmtree(old, ignore_errors=True)
             finally:
-                if os.path.exists(progress):
+                if progress.exists():
                     print(f"{temporary} keeps what is done: the same command goes on from there", flush=True)
                 else:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -142,19 +142,24 @@ def prepare_missing(folder, argument):
     put_back(folder)
     if not os.path.exists(os.path.join(folder, "meta.json")):
         print(f"{folder} is missing: preparing it from the Python source on this machine", flush=True)
-        script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "prepare.py")
-        data_dir = f"--data_dir={os.path.dirname(folder)}"
-        if subprocess.run([sys.executable, script, argument, data_dir]).returncode:
+        command = [sys.executable, os.path.join(HERE, "prepare.py"), argument, f"--data_dir={os.path.dirname(folder)}"]
+        if subprocess.run(command).returncode:
             raise ChildProcessError("prepare.py has failed, as it says above")
+
+
+def checksums(path):
+    """(the checksum of a file, the list of the checksums of its pieces)"""
+    whole, pieces = 0, []
+    with open(path, "rb") as f:
+        while piece := f.read(PIECE_BYTES):
+            whole = zlib.crc32(piece, whole)
+            pieces.append(zlib.crc32(piece))
+    return whole, pieces
 
 
 def crc32(path):
     """The checksum of a file."""
-    sum_so_far = 0
-    with open(path, "rb") as f:
-        while block := f.read(2 ** 22):
-            sum_so_far = zlib.crc32(block, sum_so_far)
-    return sum_so_far
+    return checksums(path)[0]
 
 
 def crc32_of_piece(path, number):
@@ -165,17 +170,18 @@ def crc32_of_piece(path, number):
 
 
 def write_meta(folder, meta):
-    """Write meta.json, with checksums of it, of all other files in the folder, and of the pieces of its .bin files."""
+    """Write meta.json, with checksums of it, of all other files in the folder, and of their pieces."""
     sums, pieces = {}, {}
-    for name in sorted({*os.listdir(folder)} - {PROGRESS}):
-        path = os.path.join(folder, name)
-        sums[name] = crc32(path)
-        if name.endswith(".bin"):
-            n_pieces = math.ceil(os.path.getsize(path) / PIECE_BYTES)
-            pieces[name] = [crc32_of_piece(path, number) for number in range(n_pieces)]
+    for name in sorted({*os.listdir(folder)} - {PROGRESS, "meta.json"}):
+        sums[name], pieces[name] = checksums(os.path.join(folder, name))
     sums["meta.json"] = zlib.crc32(json.dumps(meta).encode())
     with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8", newline="\n") as f:
         json.dump(meta | {"pieces": pieces, "crc32": sums}, f, indent=1)
+
+
+def text_sums(meta):
+    """The checksums of the tokens and the tokenizer, without that of meta.json, which names the folder of the text."""
+    return {name: checksum for name, checksum in meta["crc32"].items() if name != "meta.json"}
 
 
 def load_meta(folder):
@@ -205,12 +211,14 @@ def load_meta(folder):
 def is_damaged(path, meta, check):
     """Whether the checksums of a token file are wrong. A "sample" is four pieces of the file, "all" is all of it."""
     name = os.path.basename(path)
-    pieces = meta.get("pieces", {}).get(name, [])
-    if check == "all" or len(pieces) <= 4:
+    pieces = meta.get("pieces", {}).get(name)
+    if not pieces:  # an older prepare.py wrote none
         return crc32(path) != meta["crc32"][name]
-    last = len(pieces) - 1
-    others = np.random.default_rng(0).choice(np.arange(1, last), 2, replace=False)
-    return any(crc32_of_piece(path, number) != pieces[number] for number in [0, *others, last])
+    numbers = range(len(pieces))
+    if check == "sample" and len(pieces) > 4:
+        others = np.random.default_rng(0).choice(numbers[1:-1], 2, replace=False)
+        numbers = [0, *others, len(pieces) - 1]
+    return any(crc32_of_piece(path, number) != pieces[number] for number in numbers)
 
 
 def load_tokens(folder, split, meta, check="sample"):

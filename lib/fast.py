@@ -1,8 +1,9 @@
 """
-Faster equals of functions of model.py: the same results (tests/test_fast.py) in less time or memory.
+Faster equivalents of functions of model.py: the same results (tests/test_fast.py) in less time or memory.
 
-`use_fast_functions()` puts them in place. results/speed.md says what each is worth. Letters in shapes: B batch,
-T and S tokens, C channels, V vocabulary, N rows.
+`use_fast_functions()` puts four of them in place, for all models. `prepare_for_sampling` and `use_fixed_steps` change
+the forward of the layers of one model. results/speed.md says what each is worth. Letters in shapes: B batch, T and S
+tokens, C channels, V vocabulary, N rows.
 """
 import math
 from functools import partial
@@ -22,8 +23,8 @@ BLOCKS_FROM = 256   # tokens from which a CPU multiplies faster without the zero
 BLOCKS_ON_GPU = 1024  # and a GPU, which reads and writes for as long as it multiplies below that
 BLOCK_ROWS = 128    # rows at least in a block of it: thinner blocks cost more than they save
 BLOCKS = 8          # and blocks at most: more save little, and each is compiled
-FFT_FROM = 4096     # tokens from which a Toeplitz product is faster by FFT
-FEW_ROWS = 64       # rows up to which a CPU multiplies faster by parts of the weights
+FFT_FROM = 4096     # tokens from which a Toeplitz product is faster with an FFT
+FEW_ROWS = 64       # rows up to which a CPU multiplies faster with parts of the weights
 
 PLAIN = {name: getattr(model, name)
          for name in ("masked_product", "toeplitz_product", "attention", "linear_cross_entropy")}
@@ -158,20 +159,25 @@ class TriangularProduct(torch.autograd.Function):
 
 
 def toeplitz_product(w, x, start=0):
-    """model.toeplitz_product: by a window that slides over w, and from FFT_FROM tokens on by FFT, O(T log T)."""
+    """model.toeplitz_product with a window that slides over w; from FFT_FROM tokens on with an FFT, O(T log T)."""
     S = len(w)
     if S >= FFT_FROM and not start:
-        n = 2 * S  # padded, so that the circular convolution of the FFT does not wrap around
-        product = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)
-        return torch.fft.irfft(product, n, dim=1)[:, :S].type_as(x)
+        return fft_product(w, x)
     padded = F.pad(w.flip(0), (0, S - 1))  # row t is [w[t], ..., w[0], 0, ...]: a window on this, (2S - 1,)
     return padded.unfold(0, S, 1)[:S - start].flip(0) @ x
 
 
+def fft_product(w, x):
+    """model.toeplitz_product of all rows with an FFT, however short the window: w (T,), x (B, T, C) -> (B, T, C)."""
+    n = 2 * len(w)  # padded, so that the circular convolution of the FFT does not wrap around
+    spectrum = torch.fft.rfft(w.float(), n)[:, None] * torch.fft.rfft(x.float(), n, dim=1)
+    return torch.fft.irfft(spectrum, n, dim=1)[:, :len(w)].type_as(x)
+
+
 def attention(q, k, v, causal=True, dropout=0.0):
     """model.attention; on a CPU in blocks of queries, as PyTorch's fused kernel is slow there."""
-    whole_window = causal and q.size(-2) == k.size(-2)
-    if q.is_cpu and whole_window and not dropout:
+    is_causal_window = causal and q.size(-2) == k.size(-2)
+    if q.is_cpu and is_causal_window and not dropout:
         return attention_in_blocks(q.contiguous(), k.contiguous(), v.contiguous())[0]
     return PLAIN["attention"](q, k, v, causal, dropout)
 
@@ -237,7 +243,7 @@ attention_in_blocks.register_autograd(backward_of_attention, setup_context=keep_
 
 
 def linear_of_few_rows(x, weight, bias=None):
-    """F.linear: x (..., C), weight (N, C), bias (N,) -> (..., N), by parts of the weights where that is faster.
+    """F.linear: x (..., C), weight (N, C), bias (N,) -> (..., N), with parts of the weights where that is faster.
 
     On a CPU, a product of one row, or of a few, with a float32 matrix runs on a single core. As a batch of
     products with parts of the matrix it runs on all.
@@ -271,7 +277,7 @@ def prepare_for_sampling(language_model, dtype):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# sampling by steps of fixed shape: one CUDA graph, or one compilation, serves all positions. A step reads all
+# sampling with steps of fixed shape: one CUDA graph, or one compilation, serves all positions. A step reads all
 # block_size rows of the cache and masks those behind its token; on a GPU this costs less than a hundred launches.
 
 
@@ -285,9 +291,10 @@ class FixedCache(NamedTuple):
 
 
 def use_fixed_steps(language_model, step=None):
-    """Have run_blocks read a token that follows a cache by step(x, position, rows): `fixed_step`, or that compiled.
+    """Have run_blocks read a token that follows a cache with step(x, position, rows): `fixed_step`, or that compiled.
 
-    It changes nothing if a module that mixes tokens is new, and so has no fixed form here.
+    It replaces the forward of the modules in FIXED_FORMS. It changes nothing if a module that mixes tokens is new, and
+    so has no fixed form here.
     """
     mixing = [module for block in language_model.blocks for group in block.mix for module in group]
     if not language_model.config.causal or {type(module) for module in mixing} - {model.Mixer, model.Attention}:

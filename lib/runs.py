@@ -18,7 +18,7 @@ from dataclasses import asdict, fields
 import torch
 
 from configurator import read_defaults
-from lib.data import build_tokenizer, crc32, load_meta, try_lock
+from lib.data import build_tokenizer, crc32, load_meta, text_sums, try_lock
 from lib.objectives import build_model
 from model import ModelConfig
 
@@ -261,7 +261,8 @@ def different_setting(checkpoint, settings, with_budgets=False):
         if used.get(key) != value:
             return f"{key}={used.get(key)}, not {value}"
     data = os.path.join(settings.get("data_dir", "data"), settings.get("dataset", ""))
-    if os.path.exists(os.path.join(data, "meta.json")) and load_meta(data)["crc32"] != checkpoint["meta"]["crc32"]:
+    is_there = os.path.exists(os.path.join(data, "meta.json"))
+    if is_there and text_sums(load_meta(data)) != text_sums(checkpoint["meta"]):
         return f"another text in {data} than today's"
     return ""
 

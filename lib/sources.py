@@ -43,7 +43,7 @@ SKIPPED = re.compile(r"(^|/)(tests?|testing|benchmarks|encodings|pydoc_data|idle
                      r"|site-packages|dist-packages)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$")
 COMMENT = re.compile(r"((?:^[ \t]*#.*\n)+)((?:^[ \t]*[^\s#].*\n){1,20})", re.MULTILINE)  # and the code below it
 
-PIECE_BYTES = 2 ** 20           # bytes of a file that are read at a time
+READ_BYTES = 2 ** 20            # bytes of a file that are read at a time
 MIN_DOCUMENTS = 100             # fewer documents are each cut in two, since hashing a handful gives lopsided splits
 MIN_QUERY, MAX_QUERY = 20, 300  # characters of a docstring's paragraph that becomes a query
 MIN_BODY = 80                   # characters of code that becomes a passage
@@ -58,7 +58,7 @@ def read_pieces(path):
     offset = 0
     try:
         with open(path, "rb") as f:
-            while lines := f.readlines(PIECE_BYTES):
+            while lines := f.readlines(READ_BYTES):
                 piece = b"".join(lines)
                 yield piece.decode() if offset else piece.decode().removeprefix("\ufeff")
                 offset += len(piece)
@@ -66,6 +66,12 @@ def read_pieces(path):
         raise ValueError(f"{path} is not UTF-8 text: wrong byte at offset {offset + e.start}") from None
     except OSError as e:
         raise ValueError(f"cannot read {path}: {e.strerror.lower()}") from None
+
+
+def read_lines(path, newline):
+    """The lines of a file, which end as io.StringIO lets them end with this `newline`."""
+    for piece in read_pieces(path):
+        yield from io.StringIO(piece, newline=newline)
 
 
 def read_text(path):
@@ -91,8 +97,7 @@ def parse_json(text, where):
 
 def read_jsonl(path):
     """The rows of a file with one JSON object per line."""
-    lines = (line for piece in read_pieces(path) for line in io.StringIO(piece, newline="\n"))
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             row = parse_json(line, where)
@@ -113,8 +118,7 @@ def read_json(path):
 def read_csv(path):
     """The rows of a .csv file, whose first line names the columns."""
     csv.field_size_limit(2 ** 31 - 1)  # the limit of the csv module is shorter than many documents
-    lines = (line for piece in read_pieces(path) for line in io.StringIO(piece, newline=""))
-    reader = csv.DictReader(lines, strict=True)
+    reader = csv.DictReader(read_lines(path, ""), strict=True)
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
@@ -156,11 +160,11 @@ READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet
 TEXTS = ".txt", ".md", ".log", ""  # endings of plain text; in a folder, only .txt is read
 
 
-def text_of(where, row, key):
-    """The text under a key of a row; "" if it is None."""
+def text_of(where, row, key, setting=None):
+    """The text under a key of a row; "" if it is None. `setting` is the setting, if there is one, that gave the key."""
     if key not in row:
-        raise ValueError(f"{where}: no {key!r} among the keys {', '.join(row)}; name the right one with --text_key=KEY "
-                         "(for pairs, with --query_key and --passage_key)")
+        hint = f"; name the right one with --{setting}=KEY" if setting else ""
+        raise ValueError(f"{where}: no {key!r} among the keys {', '.join(row)}{hint}")
     text = row[key]
     if not isinstance(text, str | None):
         raise ValueError(f"{where}: {key!r} is not text, but {type(text).__name__}")
@@ -200,14 +204,15 @@ def find_files(path):
     return sorted(files, key=Path.as_posix), skipped
 
 
-def read_input(path, text_key):
-    """The documents of a file, or of all files of a folder."""
+def read_input(path, text_key, setting=None):
+    """The documents of a file, or of all files of a folder. `setting` is that of text_of."""
     for file in find_files(path)[0]:
         read_rows = READERS.get(file.suffix.lower())
-        if read_rows:
-            yield from (text_of(*row, text_key) for row in read_rows(file))
-        else:
+        if not read_rows:
             yield from read_text(file)
+            continue
+        for where, row in read_rows(file):
+            yield text_of(where, row, text_key, setting)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -285,7 +290,9 @@ def split_python(val_fraction):
     seen = set()
     for root in python_roots():
         paths = [file.relative_to(root).as_posix() for file in root.rglob("*.py")]
-        for path in sorted(path for path in paths if not SKIPPED.search(path)):
+        for path in sorted(paths):
+            if SKIPPED.search(path):
+                continue
             try:
                 text = (root / path).read_bytes().decode("utf-8-sig")
             except (OSError, UnicodeDecodeError):
@@ -370,7 +377,9 @@ def split_python_pairs(val_fraction, more):
     for side, source in split_python(val_fraction):
         for query, passage in docstring_pairs(source):
             yield side, query, passage
-    for side, source in split_python(val_fraction) if more else ():
+    if not more:
+        return
+    for side, source in split_python(val_fraction):
         if side == "train":
             for query, passage in further_pairs(source):
                 yield side, query, passage
@@ -382,12 +391,12 @@ def split_rows(rows, query_key, passage_key, val_fraction):
     A passage may be a list of texts, or have the form of MS MARCO: {"passage_text": [...], "is_selected": [...]}.
     """
     for where, row in rows:
-        query, value = text_of(where, row, query_key), row.get(passage_key)
+        query, value = text_of(where, row, query_key, "query_key"), row.get(passage_key)
         if isinstance(value, dict) and {"passage_text", "is_selected"} <= set(value):
             value = [text for text, chosen in zip(value["passage_text"], value["is_selected"]) if chosen]
         items = [{passage_key: text} for text in value] if isinstance(value, list) else [row]
         for item in items:
-            passage = text_of(where, item, passage_key)
+            passage = text_of(where, item, passage_key, "passage_key")
             # With the prefix, split_documents can still split the passages of the training pairs: it hashes others.
             yield choose_side(b"pair " + passage.encode(), val_fraction), query, passage
 
@@ -423,5 +432,7 @@ def choose_held_out(queries, passages, gold, n_queries, n_passages):
     others = [p for p in np.random.default_rng(1).permutation(len(passages)).tolist() if p not in own]
     kept = [*own, *others][:max(n_passages or len(passages), len(own))]
     place = {p: i for i, p in enumerate(kept)}
-    return ([queries[i] for i in chosen], [passages[p] for p in kept],
-            [[place[p] for p in gold[i]] for i in chosen])
+    kept_gold = []
+    for i in chosen:
+        kept_gold.append([place[p] for p in gold[i]])
+    return [queries[i] for i in chosen], [passages[p] for p in kept], kept_gold

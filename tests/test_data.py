@@ -1,5 +1,6 @@
 """lib/data.py: damage is found, and the order of the windows never changes."""
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -63,6 +64,15 @@ def test_pieces_that_changed_places_are_damage(make_dataset):
     (folder / "train.bin").write_bytes(content[64:128] + content[:64] + content[128:])
     with pytest.raises(ValueError, match="is damaged"):
         load_tokens(folder, "train", load_meta(folder))
+
+
+def test_the_checksum_of_a_file_is_that_of_its_bytes(make_dataset):
+    """Whatever the number of its pieces."""
+    path = make_dataset(5) / "train.bin"
+    content = path.read_bytes()
+    expected = [zlib.crc32(content[i:i + 64]) for i in range(0, len(content), 64)]
+    assert data.checksums(path) == (zlib.crc32(content), expected) and data.crc32(path) == zlib.crc32(content)
+    assert [data.crc32_of_piece(path, number) for number in range(5)] == expected
 
 
 def test_the_size_is_checked_by_every_process(make_dataset):

@@ -217,6 +217,19 @@ def test_missing_pairs_name_the_command_that_makes_them(tmp_path):
         load_pairs(str(tmp_path / "nowhere"), "train")
 
 
+def test_a_missing_key_names_only_a_setting_that_there_is(tmp_path, refused):
+    """prepare.py has one for each key; retrieve.py, which reads pairs and a corpus, has none."""
+    (tmp_path / "train.jsonl").write_text('{"answer": "b", "id": 1}\n', encoding="utf-8")
+    for argument, key in ("--pairs", "query"), ("--input", "text"):
+        refused(f"among the keys answer, id; name the right one with --{key}_key=KEY", "prepare.py",
+                f"{argument}=train.jsonl", "--data_dir=new")
+    for read in (lambda: load_pairs(str(tmp_path), "train"),
+                 lambda: list(sources.read_input(tmp_path / "train.jsonl", "passage"))):
+        with pytest.raises(ValueError, match="among the keys answer, id") as e:
+            read()
+        assert "name the right one" not in str(e.value)
+
+
 def test_bad_pairs_are_refused(refused, tmp_path):
     """One line, status 2, nothing written."""
     for name, text in [("empty", ""), ("keys", '{"query": "a", "answer": "b"}\n'), ("broken", '{"query": \n'),

@@ -18,7 +18,7 @@ import tiktoken
 import prepare as module
 from configurator import configure, read_defaults, run_script
 from lib import sources as documents
-from lib.data import build_tokenizer, load_meta, load_tokens
+from lib.data import build_tokenizer, load_meta, load_tokens, text_sums
 from lib.sources import HUB, choose_side, read_text, split_documents, split_python
 from prepare import first_mb, make_tokenizer, prepare
 
@@ -335,7 +335,7 @@ def test_text_is_cut_at_separators(piece_bytes, tmp_path, monkeypatch):
     """On lines of their own, inside lines, doubled, at the ends: documents are what stands between."""
     text = (f"\ufeff{EOT}\nfirst\r\nline  \r\n{EOT}\r\n\r\n  second{EOT}third{EOT}{EOT}\n\n{EOT}\n"
             "last\u2028\x85 line\n")
-    monkeypatch.setattr(documents, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(documents, "READ_BYTES", piece_bytes)
     texts = [text for text in read_text(write(tmp_path / "a.txt", text)) if text]
     assert texts == ["first\r\nline  ", "  second", "third", "last\u2028\x85 line"]
 
@@ -564,8 +564,9 @@ def interrupted(run, tmp_path, monkeypatch):
     """interrupted(n) prepares data/a with a source that fails after n of 300 documents; returns the rest of the work.
 
     The rest is a function of settings, which runs prepare and returns (files, documents that were encoded, sorted, and
-    passes over the source). Progress is saved about every 20 documents.
+    passes over the source). Progress is saved about every 20 documents, from about the 50th on.
     """
+    monkeypatch.setattr(module, "TOKENIZER_MB", 0.003)
     monkeypatch.setattr(module, "BATCH_CHARS", 500)
     monkeypatch.setattr(module, "SAVE_BATCHES", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)  # more would encode all of it ahead
@@ -639,8 +640,36 @@ def test_other_text_does_not_go_on(interrupted, run, tmp_path, monkeypatch):
     assert rest()[1] == sorted(STORIES)
 
 
-def test_a_killed_run_goes_on(run, tmp_path):
+def test_the_text_of_the_tokenizer_may_change_after_an_interruption(interrupted, monkeypatch):
+    """Even behind the documents that were encoded: the files are those of a straight run on the text of today."""
+    monkeypatch.setattr(module, "TOKENIZER_MB", 0.01)  # about 180 documents
+    rest = interrupted(150)
+    monkeypatch.setattr(f"{__name__}.STORIES", [*STORIES[:155], *["zigzag quiz"] * 10, *STORIES[165:]])
+    files, _, passes = rest()
+    assert passes == 2 and files == interrupted.straight()[0]
+
+
+def test_an_empty_split_does_not_go_on(run, tmp_path, monkeypatch, capsys):
+    """The same command would fail again: nothing is kept, and nothing says that it goes on."""
+    for name, value in ("TOKENIZER_MB", 0), ("BATCH_CHARS", 500), ("SAVE_BATCHES", 1):
+        monkeypatch.setattr(module, name, value)
+    with pytest.raises(ValueError, match="val split is empty"):
+        run(input=write(tmp_path / "a.txt", EOT.join(STORIES)), tokenizer="byte", val_fraction=1e-9)
+    assert os.listdir(tmp_path / "data") == [] and "goes on" not in capsys.readouterr().out
+
+
+def test_the_same_text_elsewhere_is_the_same(run, tmp_path):
+    """The checksums that tell one text from another do not depend on where it is read and written."""
+    sums = []
+    for folder, text in ("here", STORIES), ("there", STORIES), ("other", STORIES[1:]):
+        run(input=write(tmp_path / folder / "a.txt", EOT.join(text)), data_dir=str(tmp_path / folder / "data"))
+        sums.append(text_sums(load_meta(tmp_path / folder / "data/a")))
+    assert {*sums[0]} == {"train.bin", "val.bin", "tokenizer.tiktoken"} and sums[0] == sums[1] != sums[2]
+
+
+def test_a_killed_run_goes_on(run, tmp_path, monkeypatch):
     """Killed without a chance to tidy up: the same command gives the same bytes."""
+    monkeypatch.setattr(module, "TOKENIZER_MB", 0.003)
     path = write(tmp_path / "a.txt", EOT.join(STORIES))
     code = """if True:
         import os, sys, time
@@ -648,7 +677,7 @@ def test_a_killed_run_goes_on(run, tmp_path):
         sys.path.insert(0, sys.argv.pop(1))
         import prepare
         from configurator import run_script
-        prepare.BATCH_CHARS, prepare.SAVE_BATCHES = 500, 2
+        prepare.TOKENIZER_MB, prepare.BATCH_CHARS, prepare.SAVE_BATCHES = 0.003, 500, 2
         whole, passes = prepare.read_input, []
 
         def read_input(*arguments):

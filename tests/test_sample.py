@@ -149,6 +149,13 @@ def test_sample_continues_a_prompt_without_the_data(run):
     assert run("sample.py", *arguments)[1] == out
 
 
+def test_the_end_of_a_text_is_not_printed(run, monkeypatch):
+    """A sample that ends with the end-of-text token shows its text alone."""
+    run("train.py")
+    monkeypatch.setattr("model.LanguageModel.generate", lambda *_: iter([[104], [105], [256]]))
+    assert run("sample.py", "--out_dir=out", "--num_samples=1")[1] == "hi\n" + "-" * 80 + "\n"
+
+
 def test_sample_reads_the_prompt_from_a_file(run):
     """FILE:path, with text that is more than ASCII."""
     run("train.py")
@@ -160,7 +167,7 @@ def test_sample_reads_the_prompt_from_a_file(run):
 
 @pytest.mark.parametrize("works", [True, False])
 def test_compiled_samples_are_the_same(works, run, monkeypatch):
-    """By one compilation for all tokens, or without one, which is said, where torch.compile does not work."""
+    """With one compilation for all tokens, or without one, which is said, where torch.compile does not work."""
     def broken(*_):
         raise RuntimeError("no compiler")
     counter = CompileCounter()
@@ -187,6 +194,7 @@ def test_bad_sample_input_is_refused(run, refused):
         ("not available", "--device=cuda:9"), ("did you mean", "--tmperature=1"),
     ]:
         refused(message, "sample.py", "--out_dir=out", argument)
+    refused("needs --fast=true", "sample.py", "--out_dir=out", "--compile=true", "--fast=false")
 
 
 def test_stream_text_waits_for_whole_characters():
