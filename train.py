@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,7 +35,7 @@ from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_
 from lib.objectives import build_model, recallable, token_losses
 from lib.plots import plot_logs
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
-                      save_checkpoint, start_log, used_settings)
+                      restore_optimizer, resume_command, save_checkpoint, start_log, used_settings)
 from model import MaskedConv
 
 # defaults: change them by a config file and by --key=value
@@ -389,13 +388,10 @@ def restore(run, path, resume):
     if checkpoint.get("made_by") != "train.py":
         raise ValueError(f"{path} is a checkpoint of {checkpoint.get('made_by')}: train.py cannot resume it, but "
                          f"start from its weights: --init_from={path}")
-    options = run.optimizer.state_dict()["param_groups"]  # the command line decides on them, not the checkpoint
-    run.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
+    restore_optimizer(run.optimizer, run.scaler, checkpoint)
     changed = [key for key in ("weight_decay", "beta1", "beta2") if used[key] != getattr(run.args, key)]
     if changed:
         say(f"{path} was trained with another {' and '.join(changed)}: it goes on with those of today")
-    if checkpoint["scaler"]:  # it is empty if the run had another number format
-        run.scaler.load_state_dict(checkpoint["scaler"])
     run.state.update(checkpoint["state"])
     if checkpoint.get("model_py") != run.model_py:
         say(f"model.py has changed since {path} was saved")
@@ -473,8 +469,7 @@ def finish(run, caught):
           f"validation loss {state['val_loss']:.4f} nats per token; checkpoint in {run.out_dir}/ckpt.pt")
     plot_logs({args.model_type: os.path.join(run.out_dir, "log.csv")}, os.path.join(run.out_dir, "loss.png"))
     if caught:
-        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--init_from")]
-        print(f"stopped by a signal; go on with: python train.py {shlex.join(arguments)} --init_from=resume")
+        print(f"stopped by a signal; go on with: {resume_command('train.py')}")
     elif args.sample_tokens and args.objective == "causal":
         print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}):\n")
         uncompile_model(run.raw_model.eval())

@@ -54,8 +54,8 @@ def test_files_that_results_link_exist(name):
     assert not [link for link in links if not os.path.exists(os.path.join(HERE, "results", link))]
 
 
-COMMANDS = re.findall(r"^    (?:torchrun .*?|.*?python )(train|sample|prepare|invert|retrieve|compare|bench|look)\.py(.*)$",
-                      README, re.M)
+NAMES = "train|sample|prepare|invert|retrieve|compare|bench|look"
+COMMANDS = re.findall(rf"^    (?:torchrun .*?|.*?python )({NAMES})\.py(.*)$", README, re.M)
 
 
 @pytest.mark.parametrize("script, arguments", COMMANDS)
