@@ -15,9 +15,6 @@ import torch
 import torch.distributed as dist
 
 from lib.fast import use_fast_functions
-from model import Block
-
-PLAIN_FORWARD = Block.forward
 
 
 def setup(device, dtype, fast=True):
@@ -178,35 +175,31 @@ def compile_or_not(function, use, on=True):
 def compile_model(model, use, on=True):
     """Compile a model in place where that works; use() runs a step of it once, which compiles.
 
-    One block is compiled, and its code serves all blocks; where PyTorch cannot do that, each is compiled. All processes
-    go on with compiled models, or none does: use() exchanges nothing, or they would wait for one in which it fails.
+    All processes go on with compiled models, or none does: use() exchanges nothing, or they would wait for one in which
+    it fails. One compiled block could serve all blocks, which takes less time to compile, but it must not: with
+    torch.compiler.nested_compile_region of PyTorch 2.13, the gradients of a GPT are wrong by several percent.
     """
-    attempts, error = [], None
     if on:
         trust_new_compiler()
-        attempts = [torch.compiler.nested_compile_region(PLAIN_FORWARD), PLAIN_FORWARD]
-    for forward in attempts:
-        Block.forward = forward  # for all models in this process, until uncompile_model
         model.forward = torch.compile(model.forward)
-        failed = 0.0
+        error = None
         try:
             result = use()
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # as above
-            error, failed = e, 1.0
-        if across_ranks([failed]) == [0]:
+            error = e
+        if across_ranks([float(error is not None)]) == [0]:
             return result
         uncompile_model(model)
-    if error:
-        say_uncompiled(error)
+        if error:
+            say_uncompiled(error)
     return use()
 
 
 def uncompile_model(model):
     """Take back what compile_model did: sampling has another shape at each token, which would be compiled anew."""
-    Block.forward = PLAIN_FORWARD
-    model.__dict__.pop("forward", None)
+    vars(model).pop("forward", None)
 
 
 def say_uncompiled(error):

@@ -17,7 +17,7 @@ from lib.device import (choose_device, choose_dtype, compile_model, compile_or_n
 from lib.plots import save_figure
 from lib.runs import (StopSignals, load_checkpoint, lock_folder, move_run_aside, replacing, save_checkpoint,
                       train_run)
-from model import Block, LanguageModel, ModelConfig
+from model import LanguageModel, ModelConfig
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -137,25 +137,22 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_ignores_it(handler, caught):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_one_block_is_compiled_for_all(monkeypatch):
-    """The compiler sees the model as one graph in which both blocks call one region; then everything is as before."""
-    regions = []
+def test_compiled_gradients_are_those_of_the_model():
+    """Each parameter of a GPT gets the gradient of the plain model; other models stay as they are."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig("gpt", block_size=11, n_layer=2, n_embd=20, n_head=2, vocab_size=31))
+    idx = torch.randint(31, (3, 12))
 
-    def compile_function(function):
-        return original(function, fullgraph=True, backend=lambda graph, _: regions.append(graph) or graph.forward)
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", compile_function)
-    plain = Block.forward
-    model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
-    idx = torch.tensor([[1, 2, 3]])
-    expected = model(idx)[0]
-    assert torch.equal(compile_model(model, lambda: model(idx)[0]), expected)
-    graph, = regions
-    calls = [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.invoke_subgraph]
-    bodies = [node.args[0].target for node in calls]
-    assert len(bodies) == 2 and len(set(bodies)) == 1
+    def gradients():
+        loss = model(idx[:, :-1], idx[:, 1:], return_logits=False)[1]
+        return torch.autograd.grad(loss, [*model.parameters()])
+    plain = gradients()
+    compiled = compile_model(model, gradients)
+    assert "forward" in vars(model) and all("forward" not in vars(block) for block in model.blocks)
+    for expected, found in zip(plain, compiled):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     uncompile_model(model)
-    assert Block.forward is plain and all("forward" not in vars(module) for module in model.modules())
+    assert "forward" not in vars(model)
 
 
 def test_a_model_that_cannot_be_compiled_is_run_as_it_is(monkeypatch, capsys):
@@ -168,19 +165,6 @@ def test_a_model_that_cannot_be_compiled_is_run_as_it_is(monkeypatch, capsys):
     model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
     assert compile_model(model, lambda: model(torch.tensor([[1, 2, 3]]))[0].shape) == (1, 3, 5)
     assert capsys.readouterr().out.count("going on without it") == 1
-
-
-def test_all_blocks_are_compiled_where_one_cannot_serve_all(monkeypatch, capsys):
-    """A PyTorch without such regions compiles the model as it is, and nothing is said."""
-    def no_regions(function):
-        def region(*args):
-            raise RuntimeError("not in this version")
-        return region
-    monkeypatch.setattr(torch.compiler, "nested_compile_region", no_regions)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    model = LanguageModel(ModelConfig(block_size=3, n_layer=2, n_embd=2, vocab_size=5))
-    assert compile_model(model, lambda: model(torch.tensor([[1, 2, 3]]))[0].shape) == (1, 3, 5)
-    assert capsys.readouterr().out == ""
 
 
 def test_without_a_compiler_the_plain_function_is_used(monkeypatch, capsys):
