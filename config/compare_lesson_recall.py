@@ -1,6 +1,6 @@
 # Exercise 3 of LESSON.md: which architecture learns to look up a value by its key? First run
 # python prepare.py --dataset=recall. The checkpoints that are kept let look.py show recall over training.
-out_dir = "out/lesson_recall"
+out_dir = "out/lesson/recall"
 base = "config/recall_tiny.py"
 variants = {
     "mixer": {"model_type": "mixer", "keep_every": 200},

@@ -22,8 +22,8 @@ SHORTER = {  # settings that come after those of the lesson, and so win
     "look.py": ["--n_windows=2", "--device=cpu"],
     "prepare.py": ["--n_documents=100"],
     "compare.py": ["--base=small.py", "--amount=70", "--sample_tokens=4", "--device=cpu"],
-    "invert.py": ["--dataset=tiny", "--block_size=7", "--n_layer=1", "--n_embd=20", "--windows=5", "--steps=2",
-                  "--n_prompts=1", "--train_tokens=0", "--device=cpu"],
+    "invert.py": ["--dataset=tiny", "--block_size=7", "--n_layer=1", "--n_embd=20", "--n_head=5", "--windows=5",
+                  "--steps=2", "--n_prompts=1", "--train_tokens=0", "--device=cpu"],
     "retrieve.py": ["--dataset=tiny", "--block_size=13", "--n_embd=12", "--batch_size=4", "--micro_batch_size=4",
                     "--max_iters=2", "--eval_queries=5", "--sizes=2", "--compile=false", "--dtype=float32",
                     "--device=cpu"],
@@ -93,7 +93,7 @@ def test_a_mixer_computes_what_exercise_1_says(capsys):
     names = {}
     with torch.enable_grad():  # which the code switches off
         exec(code(EXERCISES[0]), names)
-    assert capsys.readouterr().out.count("True") == 1
+    assert capsys.readouterr().out.startswith("True\n")
     conv, x, W, changed, swapped = (names[name] for name in ("conv", "x", "W", "changed", "swapped"))
     torch.testing.assert_close(conv(x), W.tril() @ x + names["b"][:, None])
     torch.testing.assert_close((conv(changed) - conv(x))[0], W.tril()[:, 2:3].expand(4, 3))
@@ -146,10 +146,10 @@ def test_exercise_6_adds_an_architecture(tmp_path, tiny_data, monkeypatch):
     (tmp_path / "data").symlink_to(tiny_data)
     monkeypatch.chdir(tmp_path)
     with open("model.py", "a", encoding="utf-8") as f:
-        f.write(code(EXERCISES[5]))
+        f.write("\n\n" + code(EXERCISES[5]))
     for command in commands(EXERCISES[5]):
         done = subprocess.run([sys.executable, *shorter(command), "--dataset=tiny"], capture_output=True,
                               encoding="utf-8", env=os.environ | {"PYTHONPATH": str(tmp_path)})
         assert done.returncode == 0, done.stdout + done.stderr
-    row, = read_rows("out/lesson_own/compare.csv")
+    row, = read_rows("out/lesson/own/compare.csv")
     assert row["name"] == "average" and row["tokens"] >= 70
