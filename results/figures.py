@@ -7,6 +7,7 @@ import os
 import sys
 
 import torch
+from matplotlib.ticker import PercentFormatter
 
 os.chdir(os.path.dirname(os.path.abspath(__file__)))  # all paths below are relative to this folder
 sys.path.insert(0, os.path.dirname(os.getcwd()))
@@ -64,26 +65,39 @@ def draw_idea(axes):
     axes[0].figure.supxlabel("Hatched: masked, so that no word sees the words after it", fontsize=16)
 
 
-def draw_recall(axes, panels, shown):
-    """Draw the accuracy on recallable tokens over training. panels: {heading: rows of a curves.csv}; shown: names."""
-    looks = plots.styles(shown)
-    for ax, (heading, rows) in zip(axes, panels.items()):
-        for name in shown:
-            seeds = {}
-            for row in rows:
-                if row["name"] == name and row["recall_accuracy"] != "":
-                    seeds.setdefault(row["seed"], []).append(row)
-            points = list(zip(*seeds.values()))  # one per evaluation, with a row per seed
-            tokens = [point[0]["tokens"] for point in points]
-            shares = [[row["recall_accuracy"] for row in point] for point in points]
-            plots.draw_line(ax, tokens, shares, looks[name] | {"marker": ""})
-        ax.set(xlabel="training tokens", ylim=(-0.02, 1.02))
-        ax.yaxis.set_major_formatter("{x:.0%}")
-        plots.finish(ax, heading, legend="figure" if ax is axes[-1] else "")
-    axes[0].set_ylabel("values looked up rightly")
+def draw_recall(ax, rows, names, title):
+    """Draw the share of values looked up over training: mean and range of seeds.
+
+    rows: those of a curves.csv. names: {name of a variant there: the name whose look and label it gets}.
+    """
+    looks = plots.styles(names.values())
+    for variant, name in names.items():
+        seeds = {}
+        for row in rows:
+            if row["name"] == variant:
+                seeds.setdefault(row["seed"], []).append(row)
+        points = list(zip(*seeds.values()))  # one per evaluation, with a row per seed
+        shares = [[row["recall_accuracy"] for row in point] for point in points]
+        plots.draw_line(ax, [point[0]["tokens"] for point in points], shares, looks[name], markersize=4)
+    ax.axhline(0.4, color="grey", linestyle=":", label="a guess among unused values")
+    ax.set(xlabel=plots.AXES["tokens"], ylabel="values looked up")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    plots.finish(ax, title)
 
 
 plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
+
+names = {"hybrid_002": "hybrid", "llama_short_004": "llama_short", "toeplitz_008": "toeplitz", "mixer_002": "mixer",
+         "gpt_002": "gpt", "llama_002": "llama"}
+title = "A mixer looks nothing up; attention does, once a convolution helps it"
+rows = read("recall/seeds_curves.csv")
+plots.save_figure("recall/architectures.png", lambda ax: draw_recall(ax, rows, names, title))
+
+order = {"llama_short": "llama_short", "mixer_first": "mixer_first", "hybrid": "hybrid", "mixer": "mixer",
+         "llama_torch_1": "llama_std_1"}
+order_title = "Only attention that follows a convolution looks values up"
+order_rows = read("recall/order_curves.csv")
+plots.save_figure("recall/order.png", lambda ax: draw_recall(ax, order_rows, order, order_title))
 
 for name, title in {
     "tinystories_context_tokens": "At equal tokens, mixers win in short windows, Llamas in long ones",
