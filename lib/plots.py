@@ -117,7 +117,7 @@ def finish(ax, title="", legend="axes"):
         ax.xaxis.set_major_formatter(EngFormatter())  # "1 M" instead of "1e6"
     ax.grid(alpha=0.3)
     ax.set_title(title, loc="left")
-    lines = [line for line in ax.lines if len(line.get_ydata())]
+    lines = [line for line in ax.lines if len(line.get_ydata()) and not line.get_label().startswith("_")]
     lines.sort(key=lambda line: line.get_ydata()[-1], reverse=True)
     if legend == "axes":
         ax.legend(handles=lines, loc="upper left", bbox_to_anchor=(1, 1), handlelength=3, frameon=False)

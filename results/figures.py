@@ -5,6 +5,7 @@ import csv
 import math
 import os
 import sys
+from functools import partial
 
 import torch
 from matplotlib.ticker import PercentFormatter
@@ -66,7 +67,7 @@ def draw_idea(axes):
 
 
 def draw_recall(ax, rows, names, title):
-    """Draw the share of values looked up over training: mean and range of seeds.
+    """Draw the share of values looked up over training, a line per seed.
 
     rows: those of a curves.csv. names: {name of a variant there: the name whose look and label it gets}.
     """
@@ -76,9 +77,10 @@ def draw_recall(ax, rows, names, title):
         for row in rows:
             if row["name"] == variant:
                 seeds.setdefault(row["seed"], []).append(row)
-        points = list(zip(*seeds.values()))  # one per evaluation, with a row per seed
-        shares = [[row["recall_accuracy"] for row in point] for point in points]
-        plots.draw_line(ax, [point[0]["tokens"] for point in points], shares, looks[name], markersize=4)
+        for points in seeds.values():
+            tokens = [row["tokens"] for row in points]
+            ax.plot(tokens, [row["recall_accuracy"] for row in points], **looks[name] | {"markersize": 4})
+            looks[name]["label"] = "_"  # no second entry in the legend
     ax.axhline(0.4, color="grey", linestyle=":", label="a guess among unused values")
     ax.set(xlabel=plots.AXES["tokens"], ylabel="values looked up")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -87,17 +89,16 @@ def draw_recall(ax, rows, names, title):
 
 plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
 
-names = {"hybrid_002": "hybrid", "llama_short_004": "llama_short", "toeplitz_008": "toeplitz", "mixer_002": "mixer",
-         "gpt_002": "gpt", "llama_002": "llama"}
-title = "A mixer looks nothing up; attention does, once a convolution helps it"
-rows = read("recall/seeds_curves.csv")
-plots.save_figure("recall/architectures.png", lambda ax: draw_recall(ax, rows, names, title))
-
-order = {"llama_short": "llama_short", "mixer_first": "mixer_first", "hybrid": "hybrid", "mixer": "mixer",
-         "llama_torch_1": "llama_std_1"}
-order_title = "Only attention that follows a convolution looks values up"
-order_rows = read("recall/order_curves.csv")
-plots.save_figure("recall/order.png", lambda ax: draw_recall(ax, order_rows, order, order_title))
+recall_rows = read("recall/seeds_curves.csv") + read("recall/order_curves.csv")
+for file, title, names in [
+    ("architectures", "A mixer looks nothing up; attention does, once a convolution helps it",
+     {"llama_short": "llama_short", "hybrid_002": "hybrid", "toeplitz_008": "toeplitz", "mixer": "mixer",
+      "gpt_002": "gpt", "llama_002": "llama"}),
+    ("order", "A convolution before attention makes the look-up sure",
+     {"llama_short": "llama_short", "mixer_first": "mixer_first", "hybrid": "hybrid", "mixer": "mixer",
+      "llama_torch_1": "llama_std_1"}),
+]:
+    plots.save_figure(f"recall/{file}.png", partial(draw_recall, rows=recall_rows, names=names, title=title))
 
 for name, title in {
     "tinystories_context_tokens": "At equal tokens, mixers win in short windows, Llamas in long ones",
