@@ -283,14 +283,13 @@ def answer_queries(args, load):
     if not args.query.strip():
         raise ValueError("--query is empty: give the text to search for, or leave --query out to train")
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # notices are no JSON
+        path = args.corpus or os.path.join(args.data_dir, args.pairs)
+        units = read_corpus(path) if args.corpus else []
         try:
             encoder = load()
         except FileNotFoundError:
             raise FileNotFoundError(training_commands(args.out_dir, args.corpus)) from None
-        if args.corpus:
-            path, units = args.corpus, read_corpus(args.corpus)
-        else:
-            path = os.path.join(args.data_dir, args.pairs)
+        if not args.corpus:
             units = [Unit(passage) for side in ("train", "val") for passage in load_pairs(path, side)[1]]
         corpus = Corpus(encoder, units, index_path(args.out_dir, path), args.fusion)
     for line in sys.stdin if args.query == "-" else [args.query]:

@@ -150,8 +150,8 @@ def test_reciprocal_ranks_by_hand():
 
 def test_fusion_finds_a_rare_word(encoder):
     """Even with a model that has learned nothing."""
-    units = [Unit(f"sentence number {i} of many") for i in range(30)] + [Unit("the xylophone sentence")]
-    assert "xylophone" in Corpus(encoder, units, "/dev/null/no", fusion=True).search("a xylophone", 3)[0].text
+    units = [Unit(f"sentence number {i} of many") for i in range(30)] + [Unit("xylophone")]
+    assert "xylo" in Corpus(encoder, units, "/dev/null/no", fusion=True).search("a xylophone", 3)[0].text
 
 
 def test_words_of_the_query_are_marked():
