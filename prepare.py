@@ -13,6 +13,7 @@ Turn text into the token files that train.py reads, or pairs of texts into the f
     python prepare.py --pairs=msmarco                   # from the hub: msmarco, natural_questions, squad
     python prepare.py --pairs=owner/name --query_key=question --passage_key=answer      # any set of the hub
     python prepare.py --pairs=notes.jsonl               # your own: {"query": ..., "passage": a text or a list}
+    python prepare.py --pairs=notes                     # a folder: docstrings and code, headings and sections, ...
 
 --input is a text file (with <|endoftext|> between its documents), a .jsonl, .json, .csv or .parquet file with a column
 of texts, or a folder that holds such files. The script writes into data/<dataset>/, all at once at the end:
@@ -44,7 +45,7 @@ from configurator import run_script
 from lib.data import (END_OF_TEXT, PROGRESS, build_tokenizer, load_progress, replacing_folder, save_progress,
                       write_meta)
 from lib.sources import (GENERATED, HUB, PAIRS_HUB, READERS, find_files, fingerprint, read_hub, read_input, read_jsonl,
-                         split_documents, split_hub, split_python, split_python_pairs, split_rows)
+                         split_documents, split_folder_pairs, split_hub, split_python, split_python_pairs, split_rows)
 
 # defaults: change them with --key=value
 dataset = "python"                  # python, tinystories, fineweb_edu, finemath, recall, copy; or a name for your input
@@ -55,7 +56,7 @@ text_key = "text"                   # the column or key of the text in .jsonl, .
 val_fraction: float | str = "auto"  # (0, 1) share of documents held out; auto: 0.1, or 0.005 for a dataset of the hub
 max_mb = 0                          # [0, inf) stop after this many MB of training text; 0: take all
 data_dir = "data"                   # folder of the datasets
-pairs = ""                          # make pairs instead: python, python_more, msmarco, ..., owner/name, or a file
+pairs = ""                          # make pairs instead: python, python_more, msmarco, owner/name, a file or a folder
 query_key = "query"                 # the column or key of the query, in a file or a set of the hub
 passage_key = "passage"             # the column or key of the passage
 n_documents = 100_000               # [100, inf) recall and copy, which are always tokenized as bytes: documents
@@ -306,22 +307,25 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
     """Make the set of pairs that the settings describe, and return its meta. Raises like prepare."""
     options = dict(pairs=pairs, dataset=dataset, query_key=query_key, passage_key=passage_key,
                    val_fraction=val_fraction)
-    path = os.path.expanduser(pairs)
+    path = os.path.realpath(os.path.expanduser(pairs))
+    ending = os.path.splitext(path)[1].lower()
     if val_fraction == "auto":
         val_fraction = 0.1
     if pairs in ("python", "python_more"):
         split = split_python_pairs(val_fraction, more=pairs == "python_more")
+    elif os.path.isdir(path) or os.path.isfile(path) and ending in (".txt", ".md", ".rst", ".py"):
+        split = split_folder_pairs(path, query_key, passage_key, val_fraction)
     elif os.path.isfile(path):
-        read_rows = READERS.get(os.path.splitext(path)[1].lower(), read_jsonl)
+        read_rows = READERS.get(ending, read_jsonl)
         split = split_rows(read_rows(path), query_key, passage_key, val_fraction)
     elif pairs in PAIRS_HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", pairs) and not pairs.lower().endswith(tuple(READERS)):
         load, query_key, passage_key = PAIRS_HUB.get(pairs, ({"path": pairs}, query_key, passage_key))
         split = split_rows(read_hub(load, "train"), query_key, passage_key, val_fraction)
     else:
         raise ValueError(f"no file {pairs}, and no set of pairs of that name; choose one of python, python_more, "
-                         f"{', '.join(PAIRS_HUB)}, owner/name on the hub, and a file")
+                         f"{', '.join(PAIRS_HUB)}, owner/name on the hub, a file and a folder")
     name = pairs.split("/")[-1]
-    if dataset != "python" or os.path.isfile(path):
+    if dataset != "python" or os.path.exists(path) and pairs not in ("python", "python_more"):
         name = choose_name(dataset, path)
     if dataset == "python":
         name = f"{name}_pairs"

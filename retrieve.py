@@ -4,7 +4,8 @@ Retrieval: train a model to find the passage that answers a query, and measure i
     python retrieve.py config/retrieve_tiny.py                        # train and measure: docstring -> code
     python retrieve.py config/retrieve_tiny.py --init_from=resume     # go on where it stopped, exactly
     python retrieve.py --out_dir=out/retrieve_tiny --query="read a csv file"         # search the passages
-    python retrieve.py --out_dir=out/retrieve_tiny --query="rent" --corpus=notes.txt # or your own text
+    python retrieve.py --out_dir=out/retrieve_tiny --query="rent" --corpus=notes     # or your own files
+    python retrieve.py --out_dir=out/retrieve_tiny --query=- --json=true < queries   # a query per line, for programs
     python retrieve.py --compare=out/a,out/b                          # measure several again, in one table
     python retrieve.py --method=match --init_from=out/mixer_tiny      # the paper's matcher of embeddings
 
@@ -12,12 +13,12 @@ The method `infonce` trains the model itself: in a batch, each query must find i
 Into out_dir go ckpt.pt (the last), best.pt (the most accurate), log.csv, and retrieve.csv, .json and .png; a
 comparison is written to compare.csv, .json and .png instead. Pairs come from prepare.py --pairs=...
 """
-import json
 import math
 import os
 import time
 from dataclasses import asdict, fields
 from functools import partial
+from json import dump
 from types import SimpleNamespace
 
 from configurator import run_script, share_the_cpu
@@ -34,9 +35,10 @@ from lib.device import autocast, compile_or_not, dtype_name, setup
 from lib.plots import plot_accuracies
 from lib.retrieval import (Encoder, cached_backward, drop_tokens, embed, epoch_batch, hard_negatives, info_nce,
                            is_right, list_pairs, load_encoder, match_batch, match_logits, measure_baseline,
-                           measure_encoder, nearest_wrong, read_corpus, search)
+                           measure_encoder, nearest_wrong)
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, make_folder, model_checksum, replacing,
                       restore_optimizer, resume_command, save_checkpoint, start_log, train_run, write_rows)
+from lib.search import answer_queries
 from lib.sources import choose_held_out, load_pairs
 from model import LanguageModel, ModelConfig
 from train import optimizer_step
@@ -74,9 +76,11 @@ sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]  # [1, inf) numbers of c
 max_passages = 2000             # [0, inf) held-out passages, with the right ones among them; 0: all
 baselines = ["bm25"]            # to compare with: bm25, and names or paths of sentence-transformers models
 compare: list[str] = []         # runs to measure again, instead of training
-query: str | None = None        # text to search for, instead of training
-corpus = ""                     # for a search: file or folder of text, or .jsonl; empty: the passages of the pairs
-top = 5                         # [1, inf) passages that a search prints
+query: str | None = None        # text to search for, instead of training; -: each line of the standard input
+corpus = ""                     # for a search: file or folder of .txt, .md, .rst, .py, .jsonl; empty: passages of pairs
+top = 5                         # [1, inf) hits that a search prints
+json = False                    # print one line of JSON per query
+fusion = False                  # rank by words, too (BM25): in a search, and in a further row for each of `compare`
 seed = 1337                     # [0, inf) fixes initial weights and the order of the pairs
 device = "auto"                 # auto, cpu, cuda, cuda:1 or mps
 dtype = "auto"                  # auto | float32 | bfloat16 | float16: number format of the matmuls
@@ -367,7 +371,7 @@ def write_results(rows, args, device, dtype):
     write_rows(f"{path}.csv", columns, rows)
     with replacing(f"{path}.json", "w") as f:
         used = dict(device=str(device), dtype=dtype_name(dtype))
-        json.dump({"settings": vars(args) | used, "torch": torch.__version__, "rows": rows}, f, indent=1)
+        dump({"settings": vars(args) | used, "torch": torch.__version__, "rows": rows}, f, indent=1)
     columns = [column for column in columns if any(column in row for row in rows)]
     if set(columns) & set(top1):
         plot_accuracies(rows, args.sizes, f"{path}.png")
@@ -384,25 +388,16 @@ def write_results(rows, args, device, dtype):
 
 def main(args):
     """Search, measure or train. Raises SystemExit with 128 + the number of a signal that stopped it."""
-    if args.query is not None and not args.query.strip():
-        raise ValueError("--query is empty: give the text to search for, or leave --query out to train")
     if args.corpus and args.query is None:
         raise ValueError("--corpus is the text to search in: give the text to search for by --query")
+    if args.query is not None:
+        return answer_queries(args, lambda: load_encoder(args.out_dir, *setup(args.device, args.dtype, args.fast))[0])
     if not max(args.max_iters, args.max_seconds):
         raise ValueError("give the run a budget: max_iters or max_seconds above 0")
     device, dtype = setup(args.device, args.dtype, args.fast)
     folder = os.path.join(args.data_dir, args.pairs)
-    if args.pairs in ("python_pairs", "python_more_pairs") and not args.corpus:
+    if args.pairs in ("python_pairs", "python_more_pairs"):
         prepare_missing(folder, f"--pairs={args.pairs.removesuffix('_pairs')}")
-    if args.query is not None:
-        encoder, _ = load_encoder(args.out_dir, device, dtype)
-        if args.corpus:
-            texts = read_corpus(args.corpus)
-        else:
-            texts = load_pairs(folder, "train")[1] + load_pairs(folder, "val")[1]
-        for score, text in search(encoder, args.query, texts, args.top, args.out_dir):
-            print(f"{score:.3f}  " + text.replace("\n", "\n       "), end="\n\n")
-        return
     training = load_pairs(folder, "train")
     held_out = choose_held_out(*load_pairs(folder, "val"), args.eval_queries, args.max_passages)
     print(f"{sum(map(len, training[2])):,} pairs to train on; {len(held_out[0]):,} held-out queries, "
@@ -420,6 +415,9 @@ def main(args):
         encoder, compared = load_encoder(name, device, dtype)
         row = dict(model=name, method="infonce", pairs=args.pairs, seed=compared["config"]["seed"])
         rows.append(row | measure_encoder(encoder.encode, *held_out, args.sizes))
+        if args.fusion:
+            row |= dict(model=f"{name} and bm25", method="fusion")
+            rows.append(row | measure_encoder(encoder.encode, *held_out, args.sizes, fusion=True))
     if not args.compare:
         encoder, kept["meta"] = build_encoder(args, device, dtype, resumes=checkpoint is not None)
         train = train_infonce if args.method == "infonce" else train_match

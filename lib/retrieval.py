@@ -1,14 +1,12 @@
 """
-The methods of retrieve.py: embeddings, the order of the pairs, the InfoNCE loss and the matcher, then measures and
-search (arXiv 2409.01482).
+The methods of retrieve.py: embeddings, the order of the pairs, the InfoNCE loss and the matcher, then measures
+(arXiv 2409.01482). Search is in lib/search.py.
 
 Letters in shapes: B pairs in a batch, N texts or pairs, P passages, T tokens, C channels, n candidates.
 """
-import contextlib
 import hashlib
 import math
 import os
-import re
 from functools import lru_cache, partial
 
 import numpy as np
@@ -18,11 +16,8 @@ from tqdm import tqdm
 
 from lib.device import autocast, choose_device
 from lib.fast import linear_of_few_rows
-from lib.runs import load_model, replacing
-from lib.sources import read_input
-
-# Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese, Chinese.
-WITHOUT_SPACES = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+from lib.runs import load_model
+from lib.search import fuse, word_scorer
 
 
 def pad(ids, width, padding, pad_id):
@@ -258,7 +253,7 @@ def match_logits(matcher, x):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# measures and search
+# measures
 
 
 def evaluate_scores(scores, gold, n_passages, sizes):
@@ -296,31 +291,21 @@ def measure(scores, gold, n_passages, sizes):
     return row
 
 
-def measure_encoder(encode, queries, passages, gold, sizes):
-    """`measure` for a function encode(texts) -> embeddings (N, C) of length 1, an array."""
+def measure_encoder(encode, queries, passages, gold, sizes, fusion=False):
+    """`measure` for a function encode(texts) -> embeddings (N, C) of length 1, an array; fusion adds ranks by BM25."""
     q, p = torch.from_numpy(encode(queries)), torch.from_numpy(encode(passages))
     scores = (row for part in q.split(256) for row in part @ p.T)
+    if fusion:
+        score_words = word_scorer(passages)
+        scores = (fuse(row, score_words(query)) for row, query in zip(scores, queries))
     return measure(scores, gold, len(passages), sizes)
-
-
-def bm25_scores(queries, passages):
-    """Yield the scores (P,) of each query by BM25, which counts the words it shares with a passage."""
-    import bm25s
-    letters = "".join(letter for passage in passages for letter in passage if letter.isalpha())
-    if len(WITHOUT_SPACES.findall(letters)) > len(letters) / 2:
-        print("bm25 finds words by the spaces between them, but most letters here belong to a script without spaces, "
-              "such as Chinese: its accuracies mean nothing")
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
-    for words in bm25s.tokenize(queries, return_ids=False, show_progress=False):
-        yield index.get_scores(words) if words else np.zeros(len(passages))  # it fails on stop words alone
 
 
 def measure_baseline(name, queries, passages, gold, sizes):
     """`measure` for "bm25" or a sentence-transformers model; prints why and returns None if it does not work here."""
     try:
         if name == "bm25":
-            return measure(bm25_scores(queries, passages), gold, len(passages), sizes)
+            return measure(map(word_scorer(passages), queries), gold, len(passages), sizes)
         from sentence_transformers import SentenceTransformer
         encode = partial(SentenceTransformer(os.path.expanduser(name)).encode, normalize_embeddings=True)
         return measure_encoder(encode, queries, passages, gold, sizes)
@@ -340,36 +325,3 @@ def best_passages(queries, passages, k, block=65536):
         indices.append(top.indices + start)
     top = torch.cat(scores, dim=1).topk(min(k, len(passages)))
     return top.values, torch.cat(indices, dim=1).gather(1, top.indices)
-
-
-def read_corpus(path):
-    """The passages of a .jsonl file, or the paragraphs of a file or folder of text."""
-    path = os.path.expanduser(path)
-    if path.lower().endswith(".jsonl"):
-        return list(read_input(path, "passage"))
-    return [text.strip() for document in read_input(path, "text") for text in document.split("\n\n")]
-
-
-def embed_corpus(encoder, texts, folder):
-    """Embeddings (P, C) of the texts, kept in a file of the folder whose name depends on the model and the texts."""
-    digest = hashlib.blake2b("\0".join([encoder.checksum(), *texts]).encode(), digest_size=16)
-    path = os.path.join(folder, f"index-{digest.hexdigest()}.npz")
-    with contextlib.suppress(Exception):  # a damaged file can raise almost anything
-        return np.load(path)["e"]
-    embeddings = encoder.encode(texts)
-    try:
-        with replacing(path) as f:
-            np.savez(f, e=embeddings)
-    except OSError as e:
-        print(f"the next search has to embed the texts again: {e}")
-    return embeddings
-
-
-def search(encoder, query, texts, top, folder):
-    """The texts nearest to the query, best first: [(cosine, text), ...]. Their embeddings stay in the folder."""
-    texts = list(dict.fromkeys(text for text in texts if text.strip()))
-    if not texts:
-        raise ValueError("there is no text to search in")
-    embeddings = torch.from_numpy(embed_corpus(encoder, texts, folder))
-    scores, indices = best_passages(torch.from_numpy(encoder.encode([query])), embeddings, top)
-    return [(score, texts[i]) for score, i in zip(scores[0].tolist(), indices[0].tolist())]

@@ -41,6 +41,9 @@ PAIRS_HUB = {
 # The dataset `python` leaves out tests, tables of data, and copies of other packages.
 SKIPPED = re.compile(r"(^|/)(tests?|testing|benchmarks|encodings|pydoc_data|idlelib|lib2to3|_vendor"
                      r"|site-packages|dist-packages)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$")
+OWN_FILES = ".txt", ".md", ".rst", ".py", ".jsonl"  # in a folder of one's own: they are searched, and give pairs
+# A heading of Markdown, or with a line below it, and perhaps above it, of reStructuredText.
+HEADING = r'^(?:#{1,6} .*|(?:[=~^"*+#-]{3,}\s*\n)?\S.*\n(?P<mark>[=~^"*+#-])(?P=mark){2,}[^\S\n]*)$'
 COMMENT = re.compile(r"((?:^[ \t]*#.*\n)+)((?:^[ \t]*[^\s#].*\n){1,20})", re.MULTILINE)  # and the code below it
 
 READ_BYTES = 2 ** 20            # bytes of a file that are read at a time
@@ -173,12 +176,15 @@ def text_of(where, row, key, setting=None):
     return text or ""
 
 
-def find_files(path):
-    """(sorted files to read, Counter of what is skipped) of a file, or of a folder with its subfolders."""
+def find_files(path, endings=(".txt", *READERS)):
+    """(sorted files to read, Counter of what is skipped) of a file, or of a folder with its subfolders.
+
+    Files of a folder have one of the endings; a lone file may also have one of TEXTS and READERS.
+    """
     path = Path(path)
     if not os.path.exists(path):
         raise ValueError(f"no file or folder {path}")
-    endings = (".txt", *READERS) if path.is_dir() else (*TEXTS, *READERS)
+    accepted = endings if path.is_dir() else (*endings, *TEXTS, *READERS)
     files, skipped, seen, to_visit = [], Counter(), set(), [path]
     while to_visit:
         file = to_visit.pop()
@@ -193,14 +199,14 @@ def find_files(path):
                 to_visit += sorted(file.iterdir(), reverse=True)
             except OSError as e:
                 raise ValueError(f"cannot read {file}: {e.strerror.lower()}") from None
-        elif ending in endings and file.is_file():
+        elif ending in accepted and file.is_file():
             seen.add(real)
             files.append(file)
         else:
             skipped[ending or "without ending"] += 1
     if not files:
-        raise ValueError(f"nothing to read in {path}: the formats are .txt, {', '.join(READERS)}; rename other "
-                         "plain text to .txt")
+        raise ValueError(f"nothing to read in {path}: the formats are {', '.join(endings)}; rename other plain text "
+                         "to .txt")
     return sorted(files, key=Path.as_posix), skipped
 
 
@@ -383,6 +389,44 @@ def split_python_pairs(val_fraction, more):
         if side == "train":
             for query, passage in further_pairs(source):
                 yield side, query, passage
+
+
+def section_pairs(text):
+    """Each heading in Markdown or reStructuredText, behind the first one, with the section below it."""
+    headings = list(re.finditer(HEADING, text, re.MULTILINE))
+    names = [re.sub(r"^\W+|\W+$", "", heading[0]) for heading in headings]
+    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    for number, (name, heading, end) in enumerate(zip(names, headings, ends)):
+        query = f"{names[0]}: {name}" if number else name
+        yield from fitting(query, text[heading.end():end].strip(), shortest=1)
+
+
+def opening_pairs(text):
+    """The first line or sentence of a text, and of each of its paragraphs, with the rest (arXiv 1906.00300)."""
+    for part in [text, *re.split(r"\n\s*\n", text)]:
+        opening, *rest = re.split(r"\n|(?<=[.!?])\s", part.strip(), maxsplit=1)
+        yield from fitting(opening, "".join(rest).strip(), shortest=1)
+
+
+def split_folder_pairs(path, query_key, passage_key, val_fraction):
+    """The pairs in the files of a folder, or in one file: code, sections, texts, and rows of .jsonl files.
+
+    A row without a query may have a title and a text instead. Pairs are split by file, or by passage if there are few
+    files.
+    """
+    files, _ = find_files(path, OWN_FILES)
+    makers = {".py": docstring_pairs, ".md": section_pairs, ".rst": section_pairs}
+    for file in files:
+        ending = file.suffix.lower()
+        if ending == ".jsonl":
+            for where, row in read_jsonl(file):
+                keys = (query_key, passage_key) if query_key in row else ("title", "text")
+                if keys[0] in row and keys[1] in row:
+                    yield from split_rows([(where, row)], *keys, val_fraction)
+            continue
+        for query, passage in makers.get(ending, opening_pairs)("".join(read_pieces(file))):
+            key = passage if len(files) < MIN_DOCUMENTS else str(file)
+            yield choose_side(b"pair " + key.encode(), val_fraction), query, passage
 
 
 def split_rows(rows, query_key, passage_key, val_fraction):

@@ -7,8 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from lib import sources
-from lib.sources import (choose_held_out, docstring_pairs, further_pairs, load_pairs, split_python_pairs,
-                         split_rows)
+from lib.sources import (choose_held_out, docstring_pairs, further_pairs, load_pairs, opening_pairs, section_pairs,
+                         split_folder_pairs, split_python_pairs, split_rows)
 from prepare import prepare, prepare_pairs, unique
 
 
@@ -85,6 +85,51 @@ def test_further_pairs_are_for_training_only(monkeypatch):
     plain, more = (list(split_python_pairs(0.5, more)) for more in (False, True))
     assert len(more) > len(plain) == 4
     assert [pair for pair in more if pair[0] == "val"] == [pair for pair in plain if pair[0] == "val"]
+
+
+def test_headings_become_queries_and_their_sections_passages():
+    """Of Markdown and of reStructuredText, behind the first heading; sections that are too short are left out."""
+    text = "A long sentence about water, which is long enough.\n" * 2
+    markdown = f"# House\n{text}\n## The water bill?\n{text}## Short\nno.\n"
+    rst = f"=====\nHouse\n=====\n\n{text}\nThe water bill\n--------------\n\n{text}\nShort\n~~~~~\nno."
+    for given in markdown, rst:
+        assert list(section_pairs(given)) == [("House", text.strip()), ("House: The water bill", text.strip())]
+
+
+def test_openings_become_queries_and_the_rest_passages():
+    """The first line of a text, and the first sentence of each paragraph."""
+    rest = "It is long enough to be a passage, because it goes on and on, and does not end soon."
+    assert list(opening_pairs(f"Title\n\nWho knows? {rest}\n\nshort\n")) == [
+        ("Title", f"Who knows? {rest}\n\nshort"), ("Who knows?", rest)]
+
+
+def test_a_folder_gives_pairs(tmp_path, monkeypatch):
+    """Of all its kinds of files; a row may have a title and a text, other rows are left out; so does a single file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    long = "words that are long enough for a passage " * 3
+    (tmp_path / "notes" / "a.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "notes" / "deep" / "b.md").write_text(f"# Heading\n{long}\n", encoding="utf-8")
+    (tmp_path / "notes" / "c.txt").write_text(f"Opening\n{long}txt\n", encoding="utf-8")
+    (tmp_path / "notes" / "d.jsonl").write_text(
+        '{"title": "t", "text": "u"}\n{"query": "q", "passage": ["p", "r"]}\n{"id": 1}\n', encoding="utf-8")
+    meta = prepare_pairs("notes", "python", "query", "passage", 0.3, "made")
+    assert meta["name"] == "notes_pairs" and sum(meta["pairs"].values()) == 7
+    queries = {query for side in ("train", "val") for query in load_pairs("made/notes_pairs", side)[0]}
+    assert {"Heading", "Opening", "t", "q", "Return the next line, or None at the end."} < queries
+    many = "".join(f"Opening {i}\n{long} {i}\n\n" for i in range(30))
+    (tmp_path / "many.txt").write_text(many, encoding="utf-8")
+    assert sum(prepare_pairs("many.txt", "own_pairs", "query", "passage", 0.3, "made")["pairs"].values()) == 31
+
+
+def test_many_files_are_split_by_file(tmp_path):
+    """All pairs of a file are on one side, if there are enough files."""
+    for i in range(100):
+        (tmp_path / f"{i}.txt").write_text("".join(f"{i}\n{j} {'word ' * 30}\n\n" for j in range(5)), encoding="utf-8")
+    sides = {}
+    for side, query, _ in split_folder_pairs(tmp_path, "query", "passage", 0.3):
+        assert sides.setdefault(query, side) == side
+    assert len(sides) == 100 and 10 < list(sides.values()).count("val") < 50
 
 
 @pytest.mark.parametrize("source", ["def f(:", "x = '\\0'\0", "(" * 5000, "é = 1\x0c\nclass \ud800: pass"])

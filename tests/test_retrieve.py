@@ -1,5 +1,6 @@
 """Retrieval: losses and metrics by hand, pads that nobody sees, and runs that end well."""
 import csv
+import io
 import json
 import math
 import os
@@ -509,7 +510,37 @@ def test_a_retriever_is_trained_measured_and_searched(pairs_run):
     with open("notes.txt", "w", encoding="utf-8") as f:
         f.write("one\n\ntwo\n\n\n\nthree")
     out = run("retrieve.py", *search, "--corpus=notes.txt")[1]
-    assert sorted(line[7:] for line in out.split("\n") if line) == ["one", "three", "two"]
+    assert sorted(hit[7:].split("\n       ") for hit in out.strip().split("\n\n")) == [
+        ["notes.txt:1", "one"], ["notes.txt:3", "two"], ["notes.txt:7", "three"]]
+
+
+def test_a_program_asks_line_by_line(pairs_run, monkeypatch):
+    """One line of JSON per line that is not blank, and nothing else; fusion puts the passage with the word first."""
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=a")[0] == 0
+    os.makedirs("notes/deep")
+    with open("notes/deep/a.md", "w", encoding="utf-8") as f:
+        f.write("# Title\n\nThe rent is due.\n\nNothing else\n")
+    with open("notes/b.txt", "wb") as f:
+        f.write(b"\xff is no text")
+    arguments = "retrieve.py", *TINY, "--out_dir=a", "--corpus=notes", "--query=-", "--json=true", "--fusion=true"
+    monkeypatch.setattr("sys.stdin", io.StringIO("nothing\n\n what rent?\n"))  # a window is shorter than the note
+    status, out, err = pairs_run(*arguments)
+    assert status == 0 and "not searched: 1, such as this one: notes/b.txt" in err
+    first, second = map(json.loads, out.splitlines())
+    assert (first["query"], second["query"]) == ("nothing", "what rent?")
+    assert len(first["hits"]) == len(second["hits"]) == 2
+    assert first["hits"][0].items() >= {"file": "notes/deep/a.md", "line": 5, "text": "Nothing else"}.items()
+    assert second["hits"][0]["line"] == 3 and "rent" in second["hits"][0]["text"]
+
+
+def test_fusion_is_measured_in_a_row_of_its_own(pairs_run):
+    """Beside the rows of BM25 and of the model, under a name of its own."""
+    assert pairs_run("retrieve.py", *TINY, "--out_dir=a")[0] == 0
+    arguments = "--out_dir=b", "--compare=a", "--fusion=true", "--baselines=bm25"
+    status, _, err = pairs_run("retrieve.py", *TINY, *arguments)
+    assert status == 0, err
+    assert [(row["model"], row["method"]) for row in table("b", "compare")] == [
+        ("bm25", ""), ("a", "infonce"), ("a and bm25", "fusion")]
 
 
 def test_gradient_caching_and_hard_negatives_train(pairs_run):
@@ -553,7 +584,9 @@ def test_bad_retrieval_input_is_refused(pairs_run, refused):
         ("temperature", "--temperature=0"), ("is for a model from scratch", "--init_from=out"),
         ("no checkpoint", "--hard_from=nowhere"), ("--corpus is the text", "--corpus=notes.txt"),
         ("cannot read", "--pairs=nowhere"), ("batch_size must be", "--batch_size=0"),
-        ("no checkpoint", "--query=a --out_dir=nowhere"), ("no dataset in", "--dataset=nowhere"),
+        ("no trained retriever in nowhere; train one", "--query=a --out_dir=nowhere"),
+        ("prepare.py --pairs=sums.jsonl --dataset=own_pairs && python", "--query=a --out_dir=no --corpus=sums.jsonl"),
+        ("no file or folder my", "--query=a --corpus=my"), ("no dataset in", "--dataset=nowhere"),
     ]:
         refused(message, "retrieve.py", *TINY, *argument.split())
 
