@@ -41,9 +41,9 @@ def drop_tokens(ids, share, rng):
 
 
 class Encoder:
-    """A model and its tokenizer as an embedding model, used like a SentenceTransformer: encoder.encode(texts).
+    """A model and its tokenizer as an embedding model: encoder.encode(texts).
 
-    A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
+    Programs that want a SentenceTransformer take what `export_encoder` writes. A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
     """
 
     def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32,
