@@ -43,7 +43,8 @@ def drop_tokens(ids, share, rng):
 class Encoder:
     """A model and its tokenizer as an embedding model: encoder.encode(texts).
 
-    Programs that want a SentenceTransformer take what `export_encoder` writes. A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
+    A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask. Programs that
+    want a SentenceTransformer take what export_encoder writes.
     """
 
     def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32,
