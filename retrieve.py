@@ -6,6 +6,7 @@ Retrieval: train a model to find the passage that answers a query, and measure i
     python retrieve.py --out_dir=out/retrieve_tiny --query="read a csv file"         # search the passages
     python retrieve.py --out_dir=out/retrieve_tiny --query="rent" --corpus=notes     # or your own files
     python retrieve.py --out_dir=out/retrieve_tiny --query=- --json=true < queries   # a query per line, for programs
+    python retrieve.py --out_dir=out/retrieve_tiny --export=out/tiny  # for sentence-transformers and MTEB
     python retrieve.py --compare=out/a,out/b                          # measure several again, in one table
     python retrieve.py --method=match --init_from=out/mixer_tiny      # the paper's matcher of embeddings
 
@@ -33,8 +34,8 @@ from torch.nn import functional as F
 from lib.data import build_tokenizer, crc32, load_meta, prepare_missing
 from lib.device import autocast, compile_or_not, dtype_name, setup
 from lib.plots import plot_accuracies
-from lib.retrieval import (Encoder, cached_backward, drop_tokens, embed, epoch_batch, hard_negatives, info_nce,
-                           is_right, list_pairs, load_encoder, match_batch, match_logits, measure_baseline,
+from lib.retrieval import (Encoder, cached_backward, drop_tokens, embed, epoch_batch, export_encoder, hard_negatives,
+                           info_nce, is_right, list_pairs, load_encoder, match_batch, match_logits, measure_baseline,
                            measure_encoder, nearest_wrong)
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, make_folder, model_checksum, replacing,
                       restore_optimizer, resume_command, save_checkpoint, start_log, train_run, write_rows)
@@ -81,6 +82,7 @@ corpus = ""                     # for a search: file or folder of .txt, .md, .rs
 top = 5                         # [1, inf) hits that a search prints
 json = False                    # print one line of JSON per query
 fusion = False                  # rank by words, too (BM25): in a search, and in a further row for each of `compare`
+export = ""                     # new folder for sentence-transformers, to write instead of training
 seed = 1337                     # [0, inf) fixes initial weights and the order of the pairs
 device = "auto"                 # auto, cpu, cuda, cuda:1 or mps
 dtype = "auto"                  # auto | float32 | bfloat16 | float16: number format of the matmuls
@@ -390,6 +392,10 @@ def main(args):
     """Search, measure or train. Raises SystemExit with 128 + the number of a signal that stopped it."""
     if args.corpus and args.query is None:
         raise ValueError("--corpus is the text to search in: give the text to search for by --query")
+    if args.export:
+        export_encoder(load_encoder(args.out_dir)[0], args.export)
+        print(f"load it with SentenceTransformer({args.export!r}, trust_remote_code=True)")
+        return
     if args.query is not None:
         return answer_queries(args, lambda: load_encoder(args.out_dir, *setup(args.device, args.dtype, args.fast))[0])
     if not max(args.max_iters, args.max_seconds):

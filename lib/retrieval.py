@@ -5,8 +5,12 @@ The methods of retrieve.py: embeddings, the order of the pairs, the InfoNCE loss
 Letters in shapes: B pairs in a batch, N texts or pairs, P passages, T tokens, C channels, n candidates.
 """
 import hashlib
+import inspect
+import json
 import math
 import os
+import shutil
+from dataclasses import asdict
 from functools import lru_cache, partial
 
 import numpy as np
@@ -18,35 +22,8 @@ from lib.device import autocast, choose_device
 from lib.fast import linear_of_few_rows
 from lib.runs import load_model
 from lib.search import fuse, word_scorer
-
-
-def pad(ids, width, padding, pad_id):
-    """N lists of 1 to width token ids -> (idx (N, width), real (N, width)); real is False where idx is a pad."""
-    lengths = torch.tensor([[len(tokens)] for tokens in ids])                            # (N, 1)
-    places = torch.arange(width)
-    real = places < lengths if padding == "right" else places >= width - lengths         # (N, width)
-    idx = torch.full(real.shape, pad_id)
-    idx[real] = torch.tensor([token for tokens in ids for token in tokens])
-    return idx, real
-
-
-def embed(model, idx, real, pooling="mean", normalize=True, normed_states=False):
-    """Tokens and pads, idx and real (N, T) from `pad` -> embeddings (N, C), float32, of length 1 if normalize.
-
-    An embedding is the mean of the last hidden states, or the state of the last or second-to-last token, before or
-    after the final norm. Pads on the right change nothing, because no token of a causal model sees what follows it.
-    Pads on the left, as in the paper, are seen, so each text is padded to block_size and always has the same ones.
-    """
-    h = model.run_blocks(model.embed(idx))                                               # (N, T, C)
-    if normed_states:
-        h = model.final_norm(h)
-    if pooling == "mean":
-        e = (h * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
-    else:
-        last = real.size(1) - 1 - real.flip(1).int().argmax(dim=1)                       # (N,)
-        back = (real.sum(dim=1) > 1).long() if pooling == "second_to_last" else 0  # a lone token is last and first
-        e = h[torch.arange(len(h), device=h.device), last - back]
-    return F.normalize(e.float(), dim=-1) if normalize else e.float()
+from lib.sentence import SentenceEncoder, embed, pad, tokenize
+from model import LanguageModel
 
 
 def drop_tokens(ids, share, rng):
@@ -59,9 +36,10 @@ def drop_tokens(ids, share, rng):
 
 
 class Encoder:
-    """A model and its tokenizer as an embedding model, used like a SentenceTransformer: encoder.encode(texts).
+    """A model and its tokenizer as an embedding model: encoder.encode(texts).
 
-    A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask.
+    A text is cut to block_size tokens, and an empty one becomes an end of text. The model needs its mask. Programs that
+    want a SentenceTransformer take what export_encoder writes.
     """
 
     def __init__(self, model, tokenizer, end_of_text, pooling="mean", padding="right", dtype=torch.float32,
@@ -87,9 +65,7 @@ class Encoder:
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"a text to encode has the type str, not {type(text).__name__}")
-        size = self.model.config.block_size
-        beginnings = [text[:40 * size] for text in texts]  # few tokens have more than 40 characters
-        return [tokens[:size] or [self.end_of_text] for tokens in self.tokenizer.encode_ordinary_batch(beginnings)]
+        return tokenize(texts, self.tokenizer, self.model.config.block_size, self.end_of_text)
 
     def embed_batch(self, idx, real, embed, normalize):
         device = self.model.wte.weight.device
@@ -140,6 +116,38 @@ def load_encoder(path, device="cpu", dtype=torch.float32, **options):
     model, tokenizer, checkpoint = load_model(os.path.expanduser(path), choose_device(device))
     options = options | checkpoint.get("retrieval", {})
     return Encoder(model, tokenizer, checkpoint["meta"]["eot_id"], dtype=dtype, **options), checkpoint
+
+
+def export_encoder(encoder, folder):
+    """Write a new folder that SentenceTransformer(folder, trust_remote_code=True) loads without this repository.
+
+    Raises ValueError if there is such a folder, or for a model that is no causal language model, and OSError if it
+    cannot be written.
+    """
+    if type(encoder.model) is not LanguageModel:
+        raise ValueError("only a model trained with objective=causal can be exported")
+    folder = os.path.abspath(os.path.expanduser(folder))
+    if os.path.exists(folder):
+        raise ValueError(f"{folder} exists: give --export a new folder")
+    module = SentenceEncoder(asdict(encoder.model.config), encoder.tokenizer, **encoder.options())
+    module.model.load_state_dict(encoder.model.state_dict(), strict=False)  # there is no head
+    description = {"modules": [{"idx": 0, "name": "0", "path": "", "type": "sentence.SentenceEncoder"}],
+                   "config_sentence_transformers": {"model_type": "SentenceTransformer", "prompts": {},
+                                                    "default_prompt_name": None, "similarity_fn_name": "cosine"}}
+    temporary = f"{folder}.tmp"
+    try:
+        os.makedirs(temporary, exist_ok=True)
+        module.save(temporary)
+        for name, content in description.items():
+            with open(os.path.join(temporary, f"{name}.json"), "w", encoding="utf-8") as f:
+                json.dump(content, f, indent=1)
+        for copied in LanguageModel, SentenceEncoder:
+            shutil.copy(inspect.getfile(copied), temporary)
+        os.rename(temporary, folder)
+    except OSError as e:
+        raise OSError(f"cannot write {folder}: {(e.strerror or str(e)).lower()}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------------------
