@@ -129,7 +129,7 @@ def configs(draw):
               if key != "model_type"}
     sizes = {key: draw(st.integers(1, 4)) for key in ("n_layer", "n_head", "mixer_heads", "kernel_size",
                                                       "parallel")}
-    flags = {key: draw(st.booleans()) for key in ("expanded", "toeplitz", "tie", "residual")}
+    flags = {key: draw(st.booleans()) for key in ("expanded", "toeplitz", "tie", "residual", "post_norm")}
     try:
         config = ModelConfig(model_type=draw(st.sampled_from(sorted(ARCHITECTURES))),
                              block_size=draw(st.integers(1, 9)), n_embd=draw(st.integers(1, 24)),
@@ -184,5 +184,5 @@ def test_any_prompts_are_continued_or_refused(prompts, n, temperature, top_k, to
 def test_every_field_of_a_model_is_tried():
     """configs() draws every field of ModelConfig but two; a new field must be added to it."""
     tried = {*CHOICES, "n_layer", "n_head", "mixer_heads", "kernel_size", "parallel", "expanded", "toeplitz",
-             "tie", "residual", "block_size", "n_embd", "vocab_size", "embd_std"}
+             "tie", "residual", "post_norm", "block_size", "n_embd", "vocab_size", "embd_std"}
     assert {f.name for f in fields(ModelConfig)} == tried | {"dropout", "causal"}
