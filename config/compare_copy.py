@@ -1,5 +1,5 @@
 # Which architecture copies best, and how long a text? Documents such as hello|hello: the letters behind the bar repeat
-# those before it. Make them first, for 16, 32 and 64 letters: python prepare.py --dataset=copy_16 --n_letters=16
+# those before it. First make the datasets of 16, 32 and 64 letters: python prepare.py --dataset=copy_16 --n_letters=16
 out_dir = "out/compare_copy"
 base = "config/recall_tiny.py"
 variants = {

@@ -1,5 +1,5 @@
-# Exercise 4 of LESSON.md: how much of their input do fresh models keep, and what does the initial standard deviation
-# of the embedding change? The dataset `python` must be there: train.py has made it in exercise 2.
+# Exercise 4 of LESSON.md: how much of their input do fresh models keep? What changes with the initial standard
+# deviation of the embedding? The dataset `python` must be there: train.py has made it in exercise 2.
 out_dir = "out/lesson/invert"
 models = ["mixer", "llama"]
 embd_stds = [1.0, 0.02]

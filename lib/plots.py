@@ -304,7 +304,7 @@ def plot_mixing(rows, path, title="Which tokens does each layer read, and with w
         norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)  # linear within a hundredth of the largest
         for r, row in enumerate(grid):
             for c, (heading, matrix, tokens) in enumerate(row):
-                ax, size = axes[r, c], min(9, 55 * panel / len(matrix))  # of type: a panel has 72 points per inch
+                ax, size = axes[r, c], min(9, 55 * panel / len(matrix))  # size: that of the letters, in points
                 image = ax.imshow(matrix.numpy(), cmap="PuOr", norm=norm)
                 ax.set_facecolor("lightgrey")
                 ax.set_title(heading)

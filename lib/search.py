@@ -1,6 +1,6 @@
 """
 Search in files of one's own: reading them, cutting them into pieces that know their place, the index on disk, ranks by
-embeddings and by words, and what is printed.
+embeddings and by words, and printing the hits.
 
 A unit is a paragraph, a definition in Python source, a row of a .jsonl file, or a passage of the pairs. A piece is a
 unit, or a part of one that is longer than the model's window. Letters in shapes: P pieces or passages, C channels.
@@ -231,7 +231,7 @@ class Corpus:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# what is printed
+# printing
 
 
 def training_commands(out_dir, corpus):

@@ -122,7 +122,7 @@ def test_a_model_without_matrices_is_said(monkeypatch, capsys):
 # losses
 
 def test_losses_are_split_by_hand():
-    """Of five tokens that count, two are recallable, one of them right; a token behind the end counts nowhere."""
+    """Five tokens count; two are recallable, and one of these is right. A token behind the end counts nowhere."""
     losses = torch.tensor([[1.0, 2.0, 4.0], [0.5, 6.0, 0.0]])
     right = torch.tensor([[True, True, False], [True, False, False]])
     recalled = torch.tensor([[False, False, True], [True, False, False]])

@@ -88,7 +88,7 @@ def test_further_pairs_are_for_training_only(monkeypatch):
 
 
 def test_headings_become_queries_and_their_sections_passages():
-    """Of Markdown and of reStructuredText, behind the first heading; sections that are too short are left out."""
+    """Sections of Markdown and reStructuredText become pairs, unless they are too short or precede all headings."""
     text = "A long sentence about water, which is long enough.\n" * 2
     markdown = f"# House\n{text}\n## The water bill?\n{text}## Short\nno.\n"
     rst = f"=====\nHouse\n=====\n\n{text}\nThe water bill\n--------------\n\n{text}\nShort\n~~~~~\nno."
@@ -104,7 +104,7 @@ def test_openings_become_queries_and_the_rest_passages():
 
 
 def test_a_folder_gives_pairs(tmp_path, monkeypatch):
-    """Of all its kinds of files; a row may have a title and a text, other rows are left out; so does a single file."""
+    """All kinds of files in a folder give pairs, and so does a single file; rows without title or text are left out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes" / "deep").mkdir(parents=True)
     long = "words that are long enough for a passage " * 3
