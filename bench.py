@@ -10,7 +10,8 @@ Measure training, sampling, inversion and retrieval beside the most that this ma
 
 Each time is the median of `repeats` steps. The kinds of steps and the models take turns, so that whatever else the
 machine does slows all of them alike. FLOPs are counted from the shapes of the matmuls, with dense T x T products
-whichever kernel runs (estimate_flops in model.py), for the kind mix too. Keys of ModelConfig can be given as well.
+whichever kernel runs (estimate_flops in model.py), except for the kind mix_fft, which counts those of the FFT. Keys of
+ModelConfig can be given as well.
 """
 import csv
 import itertools
@@ -68,7 +69,7 @@ N_TEXTS = 16         # texts to encode, times B
 
 # ------------------------------------------------------------------------------------------------------------
 # the kinds of steps. Each takes a ModelConfig c, a number B, and `run` with device, dtype, compile and seed. The
-# arguments one_query, one_by_one, padded and whole choose the way of the paper's code.
+# arguments one_query, one_by_one, padded and whole do what the paper's code does.
 
 
 class Step(NamedTuple):
@@ -206,18 +207,14 @@ def match(c, B, run, one_by_one=False):
     generator = torch.Generator(run.device).manual_seed(run.seed)
     logits = compiled(match_logits, run, matcher, torch.randn(B, c.block_size, c.n_embd, device=run.device))
 
-    def draw(rows):
-        x, *_, target = match_batch(queries, passages, rows, c.block_size, generator)
-        return x, target                                                                  # (B, T, C), (B,)
-
     def call():
         rows = torch.randint(len(queries), (B,), generator=generator, device=run.device)
         if one_by_one:
-            drawn = [draw(row) for row in rows.split(1)]
-            x = torch.cat([x for x, _ in drawn])                                          # (B, T, C)
-            target = torch.cat([target for _, target in drawn])                           # (B,)
+            drawn = [match_batch(queries, passages, row, c.block_size, generator) for row in rows.split(1)]
+            x = torch.cat([x for x, _, _ in drawn])                                       # (B, T, C)
+            target = torch.cat([target for _, _, target in drawn])                        # (B,)
         else:
-            x, target = draw(rows)
+            x, _, target = match_batch(queries, passages, rows, c.block_size, generator)
         with autocast(run.device, run.dtype):
             loss = F.cross_entropy(logits(matcher, x).float(), target)
         update(loss)

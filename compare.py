@@ -135,7 +135,7 @@ def token_accuracy(model, data, objective, device, end_of_text=None, n_windows=6
     """The share of validation tokens that the model holds for the most probable: the next ones, or, for an
     autoencoder, those of its input. With the id end_of_text, a window has one document from its beginning."""
     T, shares = model.config.block_size, []
-    documents = None if end_of_text is None else document_starts(data, end_of_text)
+    documents = document_starts(data, end_of_text)
     for start in validation_windows(len(data), T, n_windows, documents).tolist():
         idx, targets = get_batch(data, [start], T, device, end_of_text)                   # (1, T)
         wanted = idx if objective == "autoencode" else targets
@@ -171,7 +171,7 @@ def write_sample(folder, args, device):
     if used_settings(checkpoint)["objective"] != "causal":
         return ""
     end_of_text = checkpoint["meta"]["eot_id"]
-    ids = tokenizer.encode_ordinary(args.prompt)[:model.config.block_size] or [end_of_text]
+    ids = tokenizer.encode_ordinary(args.prompt)[-model.config.block_size:] or [end_of_text]
     steps = model.generate([ids], args.sample_tokens, 0.8, top_k=200, seed=args.seed, stop_token=end_of_text)
     tokens = [token for token, in steps if token != end_of_text]
     return args.prompt + "".join(stream_text(tokenizer, tokens))
@@ -224,8 +224,10 @@ def report(args, rows, failed, device):
 
 def main(args):
     """Train what is not trained yet, and report. Raises ChildProcessError at the end if runs have failed."""
-    if not args.variants or not set(args.only) <= set(args.variants):
-        raise ValueError(f"variants must name at least one, and all of only; got {list(args.variants)}")
+    if not args.variants:
+        raise ValueError("variants are empty: a compare file names at least one")
+    if unknown := sorted(set(args.only) - set(args.variants)):
+        raise ValueError(f"only: {', '.join(unknown)} is none of the variants {', '.join(args.variants)}")
     known = configure([args.base], "train.py", "model.py")
     if args.over and args.over not in COLUMNS and type(known.get(args.over)) not in (int, float):
         raise ValueError(f"over: {args.over!r} is neither a number among train.py's settings nor a column of "

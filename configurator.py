@@ -91,11 +91,12 @@ def read_setting(node, block):
     return key, Setting(value, types, comment)
 
 
-def read_settings(path):
-    """{key: Setting} of a config file, or of the defaults in a script. Raises ValueError, naming file and line."""
+def read_settings(path, marked=False):
+    """{key: Setting} of a config file, or of the marked defaults of a script. Raises ValueError with file and line."""
     lines = read_text(path).split("\n")
-    marks = [i for i, line in enumerate(lines) if re.match(" *# (end of )?defaults", line)]
-    first, last = marks or (0, len(lines))
+    first, last = 0, len(lines)
+    if marked:
+        first, last = (i for i, line in enumerate(lines) if re.match(" *# (end of )?defaults", line))
     block = textwrap.dedent("\n".join(lines[first:last]))
     settings, line = {}, 0
     try:
@@ -133,9 +134,11 @@ def convert(value, kind):
     """The value as the type named kind, such as list[float]; an int serves as a float. Raises TypeError."""
     if kind.startswith("list[") and type(value) is list:
         return [convert(item, kind[5:-1]) for item in value]
-    if type(value).__name__ not in (kind, "int" if kind == "float" else kind):
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if kind != ("None" if value is None else type(value).__name__):
         raise TypeError
-    return float(value) if kind == "float" else value
+    return value
 
 
 def accepts(comment, value):
@@ -190,7 +193,8 @@ def read_defaults(*sources):
     """{key: Setting} of the defaults in the files `sources`, named relative to this one's folder; the first counts."""
     settings = {}
     for name in sources:
-        settings = settings | read_settings(os.path.join(HERE, name)) | settings
+        for key, setting in read_settings(os.path.join(HERE, name), marked=True).items():
+            settings.setdefault(key, setting)
     return settings
 
 
@@ -206,7 +210,8 @@ def configure(argv, *sources):
     for where, key, value in changes(argv, settings):
         if key not in config:
             near = difflib.get_close_matches(key, config, n=1)
-            raise ValueError(f"{where} is no setting; " + (f"did you mean {near[0]}?" if near else "--help lists them"))
+            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            raise ValueError(f"{where} is no setting; {hint}")
         config[key] = convert_setting(where, settings[key], value)
     for key, value in config.items():
         if key.endswith(("_dir", "_path")):
@@ -222,10 +227,11 @@ def share_the_cpu():
     """Have threads that wait give way to other programs soon; scripts call this before they import torch.
 
     GNU OpenMP's threads spin for milliseconds while they wait for one another, and take the core from the thread
-    that they wait for when something else runs on the machine: training becomes ten times as slow. 2000 turns
-    cost nothing while nothing else runs (results/speed.md). A value that the user has set stays.
+    that they wait for when something else runs on the machine: training becomes ten times as slow. With 1000 turns it
+    keeps half of its speed beside another training, and loses 2 % at most alone (results/speed.md). A value that the
+    user has set stays.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def fail(message, status=2):

@@ -34,12 +34,13 @@ if __name__ == "__main__":
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.data import build_tokenizer, crc32, load_meta, load_tokens, read_prompt, text_sums, validation_windows
+from lib.data import build_tokenizer, crc32, load_meta, load_tokens, text_sums, validation_windows
 from lib.device import autocast, setup
 from lib.inversion import (decode, distances, hamming, hidden_states, invert, matched_positions, random_start,
                            recover_exactly)
 from lib.plots import best_shares, grouped, plot_efficiency, plot_inversion, rank_correlation
 from lib.runs import build_config, load_checkpoint, load_model, make_folder, read_log, replacing, train_run, write_rows
+from lib.sources import read_prompt
 from model import LanguageModel, ModelConfig
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas

@@ -24,11 +24,12 @@ if __name__ == "__main__":
 import torch
 
 from invert import find_runs
-from lib.data import document_starts, load_meta, load_tokens, read_prompt, text_sums, validation_windows
+from lib.data import document_starts, load_meta, load_tokens, text_sums, validation_windows
 from lib.device import setup
 from lib.objectives import loss_by_position, recallable, token_losses
 from lib.plots import describe, plot_mixing, plot_positions, plot_recall
 from lib.runs import load_model, make_folder, write_rows
+from lib.sources import read_prompt
 from model import Attention
 from train import get_batch
 
@@ -127,7 +128,8 @@ def load_validation(path, checkpoint, args):
     used = checkpoint["config"]
     objective, folder = used.get("objective", "causal"), os.path.join(args.data_dir, used["dataset"])
     if objective != "causal":
-        raise ValueError(f"{path} was trained to {objective}: look.py is for models that predict the next token")
+        raise ValueError(f"{path} was trained with objective={objective}: look.py is for models that predict the next "
+                         "token")
     meta = load_meta(folder)
     if text_sums(meta) != text_sums(checkpoint["meta"]):
         raise ValueError(f"{folder} has changed since {path} was trained: its validation text may be known to the "
@@ -143,8 +145,7 @@ def measure(model, data, n_windows, batch_size, end_of_text=None):
     which is -1 where nothing counts. With the id end_of_text, a window has one document from its beginning.
     """
     T, device = model.config.block_size, model.wte.weight.device
-    documents = None if end_of_text is None else document_starts(data, end_of_text)
-    starts = validation_windows(len(data), T, n_windows, documents).tolist()
+    starts = validation_windows(len(data), T, n_windows, document_starts(data, end_of_text)).tolist()
     batches = []
     for i in range(0, len(starts), batch_size):
         idx, targets = get_batch(data, starts[i:i + batch_size], T, device, end_of_text)  # (B, T) each

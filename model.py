@@ -18,9 +18,9 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 # ------------------------------------------------------------------------------------------------------------
-# The four functions in which a model spends its time, in their plainest form. lib/fast.py has a faster equivalent of
-# each, which the scripts put in place of these. For sampling it also replaces the forward of Linear, and, on a GPU or
-# compiled, of MaskedConv, Attention and Rotary. A change that you make here shows with --fast=false.
+# The four functions in which a model spends its time, in their plainest form. The scripts use the faster equivalents
+# in lib/fast.py instead. If you change a function here, run with --fast=false to see the effect. For sampling,
+# lib/fast.py also replaces the forward of Linear, and, on a GPU or compiled, of MaskedConv, Attention and Rotary.
 
 
 def masked_product(W, x, start=0):
@@ -32,7 +32,8 @@ def masked_product(W, x, start=0):
 
 
 def toeplitz_product(w, x, start=0):
-    """The same for a Toeplitz matrix W[t, s] = w[t - s]: w (S,), x (B, S, C) -> (B, S - start, C)."""
+    """Row t of the result is the sum over s <= start + t of w[start + t - s] x[s]: a Toeplitz matrix, constant along
+    its diagonals. w (S,), x (B, S, C) -> (B, S - start, C)."""
     S = x.size(1)
     s = torch.arange(S, device=x.device)
     lag = s[start:, None] - s                                                            # (S - start, S)
@@ -142,10 +143,7 @@ class Mixer(nn.Module):
         for i in range(h * self.parallel, (h + 1) * self.parallel):
             y = self.conv[i](x, cache)
             paths.append(self.conv2[i](F.gelu(y), cache) if self.expanded else y)
-        mixed, *others = paths
-        for y in others:
-            mixed = mixed + y
-        return mixed                                                                      # (B, T, C/heads)
+        return sum(paths[1:], start=paths[0])                                             # (B, T, C/heads)
 
 
 class ShortConv(nn.Module):
@@ -527,8 +525,9 @@ class LanguageModel(nn.Module):
         generator = torch.Generator(device).manual_seed(seed)
         step = min(lengths)
         idx = torch.tensor([prompt[:step] for prompt in prompts], device=device)          # (B, step)
-        cache, unread, left = Cache(block_size), idx, [max_new_tokens] * len(prompts)
-        while any(left):
+        cache, unread = Cache(block_size), idx
+        n_left = [max_new_tokens] * len(prompts)
+        while any(n_left):
             if idx.size(1) > block_size:
                 idx = idx[:, -max(1, block_size // 2):]
                 cache.length, cache.states, unread = 0, {}, idx
@@ -538,9 +537,9 @@ class LanguageModel(nn.Module):
             for b, prompt in enumerate(prompts):
                 inside = step < len(prompt)  # a row that is still inside its prompt takes the prompt's token
                 tokens.append(prompt[step] if inside else drawn[b])
-                new.append(drawn[b] if not inside and left[b] else None)
+                new.append(drawn[b] if not inside and n_left[b] else None)
                 if new[b] is not None:
-                    left[b] = 0 if new[b] == stop_token else left[b] - 1
+                    n_left[b] = 0 if new[b] == stop_token else n_left[b] - 1
             yield new
             unread = torch.tensor(tokens, device=device)[:, None]                         # (B, 1)
             idx, step = torch.cat([idx, unread], dim=1), step + 1

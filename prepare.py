@@ -110,7 +110,8 @@ def first_mb(documents, max_mb):
     for side, text in documents:
         if text.strip():
             yield side, text
-        n_bytes += len(text.encode()) if side == "train" else 0
+        if side == "train":
+            n_bytes += len(text.encode())
         if 0 < max_mb * 1e6 <= n_bytes:
             break
 
@@ -218,9 +219,8 @@ def choose_name(dataset, path):
 
 
 def generator_of(dataset):
-    """The entry of GENERATED that makes a dataset of this name, such as recall or recall_16; or None."""
-    name = dataset.split("_")[0]
-    return name if name in GENERATED else None
+    """(the generator of a dataset such as recall or recall_16, the settings that it takes); (None, ()) if none."""
+    return GENERATED.get(dataset.split("_")[0], (None, ()))
 
 
 def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_mb, data_dir, **sizes):
@@ -245,11 +245,11 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             return split_documents(read_input(path, text_key, "text_key"), val_fraction)
     elif dataset == "python":
         source, split = "Python source", partial(split_python, val_fraction)
-    elif generator_of(dataset):
+    elif generator_of(dataset)[0]:
         source, tokenizer = "generated", "byte"
 
         def split():
-            return split_documents(GENERATED[generator_of(dataset)][0](**sizes), val_fraction)
+            return split_documents(generator_of(dataset)[0](**sizes), val_fraction)
     elif dataset in HUB:
         source, split = HUB[dataset][0]["path"], partial(split_hub, dataset, val_fraction)
     else:
@@ -276,8 +276,7 @@ def prepare(dataset, input, tokenizer, vocab_size, text_key, val_fraction, max_m
             if not meta[side]["documents"]:
                 Path(temporary, PROGRESS).unlink(missing_ok=True)  # to go on from there would fail again
                 raise ValueError(f"the {side} split is empty: give more text, or another --val_fraction")
-        with open(f"{temporary}/tokenizer.tiktoken", "w", encoding="utf-8", newline="\n") as f:
-            f.write(meta.pop("ranks"))
+        Path(temporary, "tokenizer.tiktoken").write_text(meta.pop("ranks"), encoding="utf-8", newline="\n")
         write_meta(temporary, meta)
     if tokenizer == "bpe" and meta["vocab_size"] < vocab_size:
         print(f"the text is too short for {vocab_size} ids; the vocabulary has {meta['vocab_size']}")
@@ -355,8 +354,7 @@ def main(args):
     if args.pairs:
         return prepare_pairs(args.pairs, args.dataset, args.query_key, args.passage_key, args.val_fraction,
                              args.data_dir)
-    _, keys = GENERATED.get(generator_of(args.dataset), (None, ()))
-    sizes = {key: getattr(args, key) for key in keys}
+    sizes = {key: getattr(args, key) for key in generator_of(args.dataset)[1]}
     return prepare(args.dataset, args.input, args.tokenizer, args.vocab_size, args.text_key, args.val_fraction,
                    args.max_mb, args.data_dir, **sizes)
 

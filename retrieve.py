@@ -150,16 +150,16 @@ def save(run, score):
     save_checkpoint(checkpoint | run.kept, run.args.out_dir, is_best)
 
 
-def optimize(run, function, use, step, evaluate, pairs_per_iter):
-    """The training loop: step(it, function) leaves scaled gradients in the model and returns the loss, a tensor.
+def optimize(run, forward, run_once, step, evaluate, pairs_per_iter):
+    """The training loop: step(it, forward) leaves scaled gradients in the model and returns the loss, a tensor.
 
-    The function is compiled by a throwaway use(function), so that this is not timed. evaluate() returns the measures,
-    {column: number}, and a score that is highest for the best checkpoint; it also runs at the end, which comes by a
-    budget or a signal. Returns (columns of the table with the last measures, the number of the signal or 0).
+    A throwaway run_once(forward) compiles the function `forward`, so that this is not timed. evaluate() returns the
+    measures, {column: number}, and a score that is highest for the best checkpoint; it also runs at the end, which
+    comes by a budget or a signal. Returns (columns of the table with the last measures, the number of the signal or 0).
     """
     args, state = run.args, run.state
     clock = time.perf_counter()
-    function = compile_or_not(function, use, args.compile)
+    forward = compile_or_not(forward, run_once, args.compile)
     run.model.zero_grad(set_to_none=True)
     print(f"ready in {time.perf_counter() - clock:.0f} s", flush=True)
     start_log(args.out_dir, LOG_COLUMNS, state["iter"] if run.resumed else None)
@@ -204,7 +204,7 @@ def optimize(run, function, use, step, evaluate, pairs_per_iter):
 
             # Dropout and the draws of the matcher depend on the iteration alone: no generator has a state to save.
             torch.manual_seed(np.random.SeedSequence((args.seed, it)).generate_state(1).item())
-            loss_sum += step(it, function)
+            loss_sum += step(it, forward)
             optimizer_step(run.model, run.optimizer, run.scaler, lr, args.grad_clip)
             state["iter"] += 1
             state["loss_count"] += 1
@@ -235,7 +235,10 @@ def train_infonce(encoder, kept, training, held_out, args, checkpoint=None):
         """Leave the scaled gradients of loss(*embeddings) in the model; encode_parts as in cached_backward."""
         if args.grad_cache:
             return cached_backward(encode_parts, loss, device, run.scaler)
-        value = loss(*[torch.cat([encode() for encode in functions]) for functions in encode_parts])
+        embeddings = []
+        for functions in encode_parts:
+            embeddings.append(torch.cat([encode() for encode in functions]))
+        value = loss(*embeddings)
         run.scaler.scale(value).backward()
         return value.detach()
 
@@ -259,7 +262,7 @@ def train_infonce(encoder, kept, training, held_out, args, checkpoint=None):
         model.train()
         return backward([functions for functions, _ in parts], loss)
 
-    def use(embed):
+    def run_once(embed):
         model.train()
         for width in widths:  # each is compiled, even if the first batch does not have it
             functions, _ = encoder.parts([[0] * width] * args.micro_batch_size, args.micro_batch_size, embed)
@@ -270,7 +273,7 @@ def train_infonce(encoder, kept, training, held_out, args, checkpoint=None):
         model.eval()
         measures = measure_encoder(encoder.encode, *held_out, args.sizes)
         return measures, measures["mrr10"]
-    row, caught = optimize(run, embed, use, step, evaluate, size)
+    row, caught = optimize(run, embed, run_once, step, evaluate, size)
     return dict(model=args.out_dir, method="infonce") | row, caught
 
 
@@ -397,7 +400,10 @@ def main(args):
         print(f"load it with SentenceTransformer({args.export!r}, trust_remote_code=True)")
         return
     if args.query is not None:
-        return answer_queries(args, lambda: load_encoder(args.out_dir, *setup(args.device, args.dtype, args.fast))[0])
+        def load():
+            device, dtype = setup(args.device, args.dtype, args.fast)
+            return load_encoder(args.out_dir, device, dtype)[0]
+        return answer_queries(args, load)
     if not max(args.max_iters, args.max_seconds):
         raise ValueError("give the run a budget: max_iters or max_seconds above 0")
     device, dtype = setup(args.device, args.dtype, args.fast)

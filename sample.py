@@ -17,10 +17,11 @@ from configurator import run_script, share_the_cpu
 if __name__ == "__main__":
     share_the_cpu()  # before torch is imported
 
-from lib.data import read_prompt, stream_text
+from lib.data import stream_text
 from lib.device import autocast, compile_or_not, setup
 from lib.fast import fixed_step, prepare_for_sampling, use_fixed_steps
 from lib.runs import load_model
+from lib.sources import read_prompt
 
 # defaults: change them with --key=value
 out_dir = "out/mixer_tiny"  # folder of the run
@@ -39,15 +40,8 @@ fast = True                 # faster equivalents of functions of model.py (lib/f
 # end of defaults
 
 
-def encode_prompt(tokenizer, text, end_of_text, block_size):
-    """Token ids of a prompt; an empty one is the start of a document. Raises ValueError if it is too long."""
-    ids = tokenizer.encode_ordinary(text) or [end_of_text]
-    if len(ids) > block_size:
-        raise ValueError(f"the prompt has {len(ids)} tokens, the window {block_size}: shorten --start")
-    return ids
-
-
 def main(args):
+    """Print the samples. Raises ValueError if the prompt is too long, or the model predicts no next token."""
     if args.compile and not args.fast:
         raise ValueError("--compile=true compiles a step of lib/fast.py: it needs --fast=true")
     text = read_prompt(args.start)
@@ -55,14 +49,17 @@ def main(args):
     model, tokenizer, state = load_model(os.path.join(args.out_dir, args.checkpoint), device)
     objective = state["config"].get("objective", "causal")
     if objective != "causal":
-        raise ValueError(f"{args.out_dir} was trained to {objective}: it cannot continue a text")
+        raise ValueError(f"{args.out_dir} was trained with objective={objective}: it cannot continue a text")
     end_of_text = state["meta"]["eot_id"]
-    prompt = encode_prompt(tokenizer, text, end_of_text, model.config.block_size)
+    prompt = tokenizer.encode_ordinary(text) or [end_of_text]  # an empty prompt is the start of a document
+    if len(prompt) > model.config.block_size:
+        raise ValueError(f"the prompt has {len(prompt)} tokens, the window {model.config.block_size}: shorten --start")
     if args.fast:
         prepare_for_sampling(model, dtype)
     if args.compile:
         def use(step):
-            use_fixed_steps(model, step)
+            if not use_fixed_steps(model, step):
+                print("--compile=true changes nothing: this model has a module without a compiled form", file=sys.stderr)
             with autocast(device, dtype):
                 list(model.generate([[end_of_text]], 2))
         compile_or_not(partial(fixed_step, model), use)

@@ -172,7 +172,11 @@ def optimizer_step(model, optimizer, scaler, lr, grad_clip):
 
 
 def learning_rate_at(it, progress, args):
-    """Warm-up, then decay from learning_rate to min_lr; progress is the used share of the budget, 0 to 1."""
+    """The learning rate of iteration `it`: a linear warm-up, then a decay to min_lr.
+
+    progress is the used share of the budget, 0 to 1. The warm-up counts as used, so that the decay begins a little
+    below learning_rate.
+    """
     if it < args.warmup_iters:
         return args.learning_rate * (it + 1) / args.warmup_iters
     if not args.decay_lr:
@@ -190,7 +194,8 @@ def learning_rate_at(it, progress, args):
 
 @torch.no_grad()
 def sum_measures(run, starts):
-    """[loss and number of all targets; loss, number and right ones of the recallable] of validation windows."""
+    """Five sums over validation windows: the loss and the number of all targets, and of the recallable ones the loss,
+    their number, and how many of them are right."""
     model, B, T = run.raw_model, run.args.batch_size, run.model_config.block_size
     model.eval()
     sums = np.zeros(5)
@@ -311,7 +316,7 @@ def train(run, stop):
                 loss_sum.zero_()
             if evaluates and run.rank == 0:
                 save(run, keeps)
-            across_ranks([0.0])  # the others wait for rank 0, so that no clock counts its saving
+            across_ranks([0.0])  # all meet here, so that no clock counts the saving of rank 0
             clock = time.perf_counter()
         if done:
             return int(caught)
@@ -354,8 +359,7 @@ def load_data(folder, block_size, rank, verify=False):
     """(meta, {"train": tokens, "val": tokens}) of a dataset. Raises ValueError if it is too short or damaged."""
     if os.path.basename(folder) == "python" and rank == 0:
         prepare_missing(folder, "--dataset=python")
-    if dist.is_initialized():
-        dist.barrier()
+    across_ranks([0.0])  # the others wait for rank 0
     meta = load_meta(folder)
     check = "all" if verify else "sample"
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -408,10 +412,8 @@ def build_run(args):
     check_settings(args, world_size)
     out_dir = args.out_dir.replace("{model_type}", args.model_type)
     meta, data = load_data(os.path.join(args.data_dir, args.dataset), args.block_size, rank, args.verify)
-    documents, end_of_text = {"train": None, "val": None}, None
-    if args.windows == "document":
-        end_of_text = meta["eot_id"]
-        documents = {split: document_starts(tokens, end_of_text) for split, tokens in data.items()}
+    end_of_text = meta["eot_id"] if args.windows == "document" else None
+    documents = {split: document_starts(tokens, end_of_text) for split, tokens in data.items()}
     model_config = build_config(vars(args), meta["vocab_size"])
     torch.manual_seed(args.seed)
     raw_model = build_model(args.objective, model_config).to(device)
@@ -419,7 +421,7 @@ def build_run(args):
     if args.optimizer == "muon":
         optimizer = MuonAndAdamW(raw_model, optimizer)
     # The state is what changes from one iteration to the next, besides weights and optimizer. position says where
-    # the order of the data stands; loss_sum and loss_count are of the iterations since the last line of the log.
+    # the order of the data stands. loss_sum and loss_count are of the iterations since log_interval was last reached.
     state = {"iter": 0, "tokens": 0, "seconds": 0.0, "position": (0, 0), "loss_sum": 0.0, "loss_count": 0,
              "val_loss": math.nan, "best_val_loss": math.inf}
     run = SimpleNamespace(
@@ -474,7 +476,8 @@ def finish(run, caught):
         print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}):\n")
         uncompile_model(run.raw_model.eval())
         known = run.data["val"][:1].tolist() if args.windows == "document" else []
-        start = known or [run.meta["eot_id"]]  # which a window that begins with a document never holds
+        # A document window never has the end-of-text token as its first input, so the model cannot begin with it.
+        start = known or [run.meta["eot_id"]]
         steps = run.raw_model.generate([start], args.sample_tokens, 0.8, top_k=200, seed=args.seed,
                                        stop_token=run.end_of_text)
         tokens = known + [token for token, in steps if token != run.end_of_text]
@@ -482,7 +485,10 @@ def finish(run, caught):
 
 
 def main(args):
-    """Train by the settings; returns the run. SystemExit with 128 + the signal's number if one stopped it."""
+    """Train by the settings; returns the run, or None after eval_only.
+
+    Raises SystemExit with 128 + the signal's number if a signal stopped the run.
+    """
     wandb_init = import_wandb() if args.wandb_log else None
     run = build_run(args)
     if args.eval_only:

@@ -70,8 +70,7 @@ def locking(folder):
 def load_progress(folder, options):
     """The progress that save_progress has saved for the same options; {} if there is none."""
     try:
-        with open(os.path.join(folder, PROGRESS), encoding="utf-8") as f:
-            progress = json.load(f)
+        progress = json.loads(Path(folder, PROGRESS).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return progress if progress["options"] == options else {}
@@ -192,13 +191,11 @@ def load_meta(folder):
     path = Path(folder, "tokenizer.tiktoken")
     try:
         put_back(folder)
-        with open(os.path.join(folder, "meta.json"), encoding="utf-8") as f:
-            meta = json.load(f)
+        meta = json.loads(Path(folder, "meta.json").read_text(encoding="utf-8"))
         sums, pieces = meta.pop("crc32"), meta.pop("pieces", {})  # older datasets have no checksums of pieces
         if sums["meta.json"] != zlib.crc32(json.dumps(meta).encode()) or sums[path.name] != crc32(path):
             raise ValueError("wrong checksum")
-        with open(path, encoding="utf-8") as f:
-            return meta | {"pieces": pieces, "crc32": sums, "ranks": f.read()}
+        return meta | {"pieces": pieces, "crc32": sums, "ranks": path.read_text(encoding="utf-8")}
     except FileNotFoundError:
         command = f"python prepare.py --dataset={os.path.basename(folder)}"
         raise FileNotFoundError(f"no dataset in {folder}; make it: {command}, with --input=FILE if the text is "
@@ -253,21 +250,13 @@ def stream_text(tokenizer, tokens):
     yield decoder.decode(b"", final=True)
 
 
-def read_prompt(text):
-    """The text itself, or the content of the file if it is FILE:path. Raises ValueError if that cannot be read."""
-    if not text.startswith("FILE:"):
-        return text
-    path = os.path.expanduser(text.removeprefix("FILE:"))
-    try:
-        return Path(path).read_bytes().decode()
-    except OSError as e:
-        raise ValueError(f"cannot read {path}: {e.strerror.lower()}") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text: wrong byte at offset {e.start}") from None
-
-
 def document_starts(tokens, end_of_text):
-    """Where the documents of a split begin, (documents,) int64: at its first token, and behind each end of text."""
+    """Where the documents of a split begin, (documents,) int64: at its first token, and behind each end of text.
+
+    Returns None if end_of_text is None, for windows that are packed.
+    """
+    if end_of_text is None:
+        return None
     size = PIECE_BYTES  # tokens that are compared at a time, as a long text may not fit into memory
     ends = [i + np.flatnonzero(tokens[i:i + size] == end_of_text) for i in range(0, len(tokens), size)]
     return np.concatenate([[0], 1 + np.concatenate(ends)[:-1]])  # no document follows the last end of text
@@ -301,7 +290,7 @@ def training_windows(n_tokens, block_size, seed, position, count, documents=None
 
     With `documents`, where all documents start (n,), a window begins with a document, and an epoch has them all.
     """
-    if documents is not None:  # their numbers are the starts of windows of one token
+    if documents is not None:  # draw numbers of documents as if they were windows of one token
         numbers, position = training_windows(len(documents) + 1, 1, seed, position, count)
         return documents[numbers].tolist(), position
     starts, (epoch, used) = [], position
@@ -318,7 +307,7 @@ def validation_windows(n_tokens, block_size, count, documents=None):
 
     With `documents`, where all documents start (n,), a window begins with a document.
     """
-    if documents is not None:  # their numbers are the starts of windows of one token
+    if documents is not None:  # draw numbers of documents as if they were windows of one token
         return documents[validation_windows(len(documents) + 1, 1, count)]
     rng = np.random.default_rng(20240902)  # a generator of its own, so that evaluation changes nothing else
     return block_size * np.sort(rng.permutation((n_tokens - 1) // block_size)[:count])

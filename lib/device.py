@@ -21,7 +21,8 @@ def setup(device, dtype, fast=True):
     """Prepare this process for a script; returns (torch.device, torch.dtype of the matmuls).
 
     device: auto, cpu, cuda, cuda:1 or mps; dtype: auto, float32, bfloat16 or float16. Changes global state: the
-    memory allocator, TF32, the current CUDA device, and, unless `fast` is false, four functions of model.py.
+    memory allocator, the compiler's cache, TF32, the current CUDA device, and four functions of model.py, which become
+    those of lib/fast.py, or the plain ones if `fast` is false.
     Raises ValueError for a device or a dtype that is not available here.
     """
     keep_freed_memory()
@@ -47,6 +48,7 @@ def find_compiler_cache():
     path = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
     try:
         os.makedirs(path, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()  # a folder that is there may be closed to us
     except OSError:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
 
@@ -84,8 +86,11 @@ def choose_dtype(name, device):
         if device.type == "cuda":
             name = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         else:
-            has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-            name = "bfloat16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+            capabilities = {}
+            if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+                capabilities = torch.cpu.get_capabilities()
+            is_fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+            name = "bfloat16" if is_fast else "float32"
     if name not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {name!r} is not one of auto, float32, bfloat16, float16")
     if name == "float16" and device.type not in ("cuda", "cpu"):
@@ -147,15 +152,16 @@ def across_ranks(values, op=dist.ReduceOp.SUM):
 
 
 def trust_new_compiler():
-    """Spare PyTorch its trials of what the C++ compiler can do, which take 7 s of the first compilation.
+    """Spare PyTorch its trials of what the C++ compiler can do, which take a quarter of the first compilation.
 
     GCC and Clang know the vector instructions that PyTorch uses from version 12 on.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ImportError, AttributeError):
+        from torch._inductor.config import cpp  # to set its environment variable would be too late after import torch
         command = [os.environ.get("CXX", "g++"), "-dumpversion"]
         version = subprocess.run(command, capture_output=True, text=True).stdout
-        if sys.platform == "linux" and int(version.split(".")[0]) >= 12:
-            os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+        if sys.platform == "linux" and int(version.split(".")[0]) >= 12 and cpp.vec_isa_ok is None:
+            cpp.vec_isa_ok = True
 
 
 def compile_or_not(function, use, on=True):
@@ -181,9 +187,9 @@ def compile_or_not(function, use, on=True):
 def compile_model(model, use, on=True):
     """Compile a model in place where that works; use() runs a step of it once, which compiles.
 
-    All processes go on with compiled models, or none does: use() exchanges nothing, or they would wait for one in which
-    it fails. One compiled block could serve all blocks, which takes less time to compile, but it must not: with
-    torch.compiler.nested_compile_region of PyTorch 2.13, the gradients of a GPT are wrong by several percent.
+    All processes go on with compiled models, or none does. use() must not communicate: if it failed in one process, the
+    others would wait for ever. One compiled block could serve all blocks and take less time to compile, but with
+    torch.compiler.nested_compile_region of PyTorch 2.13 the gradients of a GPT are wrong, by the size of a gradient.
     """
     if on:
         trust_new_compiler()

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import model
 
-LOGITS = 2 ** 21    # about so many logits are computed at once: they stay in the cache of a CPU core
-PARTS = 16          # and in at most so many parts
-PARTS_ON_GPU = 4    # a GPU wants large matmuls, and has no such cache
+LOGITS = 2 ** 21    # logits that are computed at once, about: they stay in the cache of a CPU core
+PARTS = 16          # the largest number of parts in which they are computed
+PARTS_ON_GPU = 4    # and on a GPU, which wants large matmuls and has no such cache
 BLOCKS_FROM = 256   # tokens from which a CPU multiplies faster without the zeros above the diagonal
 BLOCKS_ON_GPU = 1024  # and a GPU, which reads and writes for as long as it multiplies below that
 BLOCK_ROWS = 128    # rows at least in a block of it: thinner blocks cost more than they save
@@ -293,17 +293,18 @@ class FixedCache(NamedTuple):
 def use_fixed_steps(language_model, step=None):
     """Have run_blocks read a token that follows a cache with step(x, position, rows): `fixed_step`, or that compiled.
 
-    It replaces the forward of the modules in FIXED_FORMS. It changes nothing if a module that mixes tokens is new, and
-    so has no fixed form here.
+    It replaces the forward of the modules in FIXED_FORMS, and returns True. It returns False, and changes nothing, if
+    a module that mixes tokens is new, and so has no fixed form here.
     """
     mixing = [module for block in language_model.blocks for group in block.mix for module in group]
     if not language_model.config.causal or {type(module) for module in mixing} - {model.Mixer, model.Attention}:
-        return
+        return False
     for module in language_model.modules():
         if type(module) in FIXED_FORMS:
             module.forward = partial(FIXED_FORMS[type(module)], module)
     step = step or partial(fixed_step, language_model)
     language_model.run_blocks = partial(run_blocks_by_steps, language_model, step)
+    return True
 
 
 def run_blocks_by_steps(language_model, step, x, n_layer=None, cache=None):
@@ -374,16 +375,13 @@ def fixed_attention(attention, x, cache=None):
     return attention.c_proj(y.transpose(1, 2).reshape(x.shape))
 
 
-class Angles(NamedTuple):
-    cos: torch.Tensor  # (1, hs/2), the row of the position
-    sin: torch.Tensor
-
-
 def fixed_rotary(rotary, x, start):
     """Rotary.forward; in a step `start` is a tensor (1,)."""
-    if isinstance(start, torch.Tensor):
-        rotary, start = Angles(rotary.cos[start], rotary.sin[start]), 0
-    return model.Rotary.forward(rotary, x, start)
+    if not isinstance(start, torch.Tensor):
+        return model.Rotary.forward(rotary, x, start)
+    cos, sin = rotary.cos[start], rotary.sin[start]                                       # (1, hs/2)
+    a, b = x.float().chunk(2, dim=-1)                                                     # (..., 1, hs/2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 
 
 FIXED_FORMS = {model.MaskedConv: fixed_conv, model.Attention: fixed_attention, model.Rotary: fixed_rotary}

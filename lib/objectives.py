@@ -1,8 +1,8 @@
 """
-What a model is trained for besides the next token: autoencoding, and bidirectional prediction (arXiv
-2409.01482). And how each of its targets is measured.
+Training objectives besides next-token prediction: autoencoding and bidirectional prediction (arXiv 2409.01482). Both
+reuse the Blocks of model.py. This file also measures the loss on each target.
 
-Both reuse the Blocks of model.py. Shapes: B batch, T tokens, C channels, V vocabulary.
+Letters in shapes: B batch, T tokens, C channels, V vocabulary.
 """
 import torch
 import torch.nn as nn
@@ -13,12 +13,15 @@ from model import Block, LanguageModel
 
 
 class Autoencoder(LanguageModel):
-    """The text through one vector: the blocks of the encoder; the last position's hidden state, repeated T
-    times, through the blocks of the decoder; the head; the loss is that of the input itself.
+    """Squeeze a text through one vector, and learn to give the text back.
 
-    Rotary positions do not help a decoder of identical inputs: what attention averages is the same anywhere,
-    so that all positions give the same token; a masked convolution has a row of its own for each position.
-    So it is in the paper; position="learned", which is added to the decoder's input too, is the control.
+    The blocks of the encoder read the text. The hidden state of its last position, repeated T times, goes through
+    the blocks of the decoder and the head. The targets are the tokens of the input itself.
+
+    Rotary positions do not help a decoder whose inputs are all the same: whatever its weights, attention averages the
+    same vector at every position, so that all positions give the same token. A masked convolution has a row of its
+    own for each position. It is so in the paper; position="learned", which is added to the decoder's input too, is
+    the control.
     """
 
     def __init__(self, config):
@@ -43,12 +46,14 @@ class Autoencoder(LanguageModel):
 
 
 class Bidirectional(LanguageModel):
-    """Predicts token t + 1 from all others: a forward stream sees tokens up to t, a reverse stream those from
-    t + 2 on. Each has blocks of its own; they meet in a sum before the head, since a block that mixed them
-    would hand the answer on to the next block.
+    """Predict token t + 1 from all other tokens.
 
-    The reverse stream is causal blocks on the reversed text: their state at t + 2, which has seen t + 2 and
-    all that follow, is what position t gets. The last two positions have no such state.
+    A forward stream sees the tokens up to t, and a reverse stream sees the tokens from t + 2 on. Each stream has
+    blocks of its own. They meet only in a sum before the head, because a block that mixed them would hand the answer
+    on to the next block.
+
+    The reverse stream consists of causal blocks on the reversed text. Position t gets their state at t + 2, which has
+    seen t + 2 and all later tokens. The last two positions have no such state.
     """
 
     def __init__(self, config):

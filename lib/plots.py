@@ -16,7 +16,7 @@ from statistics import correlation, fmean
 
 # Colours of Okabe and Ito (jfly.uni-koeln.de/color), which the colour-blind can tell apart. The last column
 # is the embedding std that the paper gives to this architecture: a run with it gets a solid line.
-ARCHITECTURES = {  # a name stands before those with which it begins: hybrid_parallel before hybrid
+ARCHITECTURES = {  # longer names first: hybrid_parallel before its beginning, hybrid
     "mixer_first": ("Mixer before attention", "#882255", "<", "1"),
     "llama_short": ("Llama with short convolution", "#E69F00", ">", "1"),
     "two_heads": ("Mixer of two heads", "#332288", "h", "1"),
@@ -46,6 +46,8 @@ def describe(name):
     if folder:
         rest = re.sub(r"_\d{4,}(?=_|$)", "", rest)  # the folder of a run ends with its seed: mixer_1337
     rest = rest.replace("std_tenth", "std_0.1").replace("std_fiftieth", "std_0.02")
+    rest = rest.replace(" init=torch", "_PyTorch's init").replace(" init=normal", "_normal init")  # of invert.py
+    rest = rest.replace("_untrained", ", untrained")
     pattern = r"(?:^|_)(?:std|torch|normal)_(\d+\.?\d*)(?=_|$)"  # invert.py has mixer_torch_1
     stds = re.findall(pattern, rest)
     rest = re.sub(pattern, "", rest).replace("_", " ").strip()

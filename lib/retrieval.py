@@ -99,8 +99,10 @@ class Encoder:
         """A text or N texts -> float32 embeddings (C,) or (N, C): an array, a tensor, or else a list of tensors."""
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         functions, order = self.parts(self.tokenize(texts), batch_size, normalize=normalize_embeddings)
-        none = torch.zeros(0, self.model.config.n_embd, device=order.device)  # the result for no texts
-        e = torch.cat([none, *(function() for function in tqdm(functions, disable=not show_progress_bar))])[order]
+        parts = [torch.zeros(0, self.model.config.n_embd, device=order.device)]  # the result for no texts
+        for function in tqdm(functions, disable=not show_progress_bar):
+            parts.append(function())
+        e = torch.cat(parts)[order]
         if isinstance(sentences, str):
             e = e[0]
         if convert_to_tensor:
@@ -134,7 +136,7 @@ def export_encoder(encoder, folder):
     description = {"modules": [{"idx": 0, "name": "0", "path": "", "type": "sentence.SentenceEncoder"}],
                    "config_sentence_transformers": {"model_type": "SentenceTransformer", "prompts": {},
                                                     "default_prompt_name": None, "similarity_fn_name": "cosine"}}
-    temporary = f"{folder}.tmp"
+    temporary = f"{folder}.{os.getpid()}.tmp"
     try:
         os.makedirs(temporary, exist_ok=True)
         module.save(temporary)
@@ -185,9 +187,7 @@ def nearest_wrong(encoder, queries, passages, gold):
 
 def hard_negatives(nearest, queries, gold):
     """The nearest wrong passages of the queries, all of them indices, without those that answer one of the queries."""
-    answers = {None}  # the nearest wrong passage of a query for which all are right
-    for query in queries:
-        answers.update(gold[query])
+    answers = {None}.union(*(gold[query] for query in queries))  # None: the query has no wrong passage
     return [nearest[query] for query in queries if nearest[query] not in answers]
 
 

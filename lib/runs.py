@@ -127,8 +127,8 @@ def read_rows(path):
 
 
 def append_row(path, row):
-    """Add a row, a list, to a CSV file; a number is written with 7 digits, None as nothing."""
-    cells = ["" if value is None else f"{value:.7g}" for value in row]
+    """Add a row, a list, to a CSV file; a float is written with 7 digits, None as nothing."""
+    cells = [f"{value:.7g}" if isinstance(value, float) else value for value in row]
     try:
         with open(path, "a", encoding="utf-8", newline="") as f:
             csv.writer(f, lineterminator="\n").writerow(cells)
@@ -230,7 +230,7 @@ def load_model(path, device="cpu"):
 
 
 def restore_optimizer(optimizer, scaler, checkpoint):
-    """Have them go on from a checkpoint. The learning rate, decay and betas are those of the optimizer, not its."""
+    """Have them go on from a checkpoint, whose learning rate, decay and betas are ignored: the optimizer keeps its own."""
     options = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
     if checkpoint["scaler"]:  # it is empty if the run had another number format

@@ -116,14 +116,16 @@ def load_index(path, owner):
         with np.load(path) as file:
             saved = dict(file)
         if saved["owner"] == owner:
-            for key, start, end, e in zip(*(saved[name].tolist() for name in ("keys", "starts", "ends")), saved["e"]):
+            keys, starts, ends = saved["keys"].tolist(), saved["starts"].tolist(), saved["ends"].tolist()
+            for key, start, end, e in zip(keys, starts, ends, saved["e"]):
                 index.setdefault(key, []).append((start, end, e))
     return index
 
 
 def save_index(path, owner, index):
     """Write what load_index reads. A disk that cannot be written to is no error, as the index can be made again."""
-    keys, starts, ends, e = zip(*((key, *piece) for key, pieces in index.items() for piece in pieces))
+    rows = [(key, *piece) for key, pieces in index.items() for piece in pieces]
+    keys, starts, ends, e = zip(*rows)
     try:
         with replacing(path) as file:
             np.savez(file, owner=owner, keys=keys, starts=starts, ends=ends, e=e)

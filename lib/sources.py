@@ -71,6 +71,13 @@ def read_pieces(path):
         raise ValueError(f"cannot read {path}: {e.strerror.lower()}") from None
 
 
+def read_prompt(text):
+    """The text itself, or the content of the file if it is FILE:path. Raises ValueError if that cannot be read."""
+    if not text.startswith("FILE:"):
+        return text
+    return "".join(read_pieces(os.path.expanduser(text.removeprefix("FILE:"))))
+
+
 def read_lines(path, newline):
     """The lines of a file, which end as io.StringIO lets them end with this `newline`."""
     for piece in read_pieces(path):
@@ -160,7 +167,7 @@ def read_hub(load, split):
 
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
-TEXTS = ".txt", ".md", ".log", ""  # endings of plain text; in a folder, only .txt is read
+TEXTS = ".txt", ".md", ".log", ""  # endings of plain text, for a file that is named; folders have their own lists
 
 
 def text_of(where, row, key, setting=None):

@@ -1,8 +1,7 @@
 """
 How fast is a training beside other programs, by the way in which its threads wait for one another?
 
-    python results/busy.py default 500             # results/speed/busy.csv
-    python results/busy.py default 10000 2000 1000 500 200 100 passive --path=results/speed/spin_counts.csv
+    python results/busy.py default 2000 1000 500    # results/speed/busy.csv, in 25 minutes
 
 A way to wait is a GOMP_SPINCOUNT, the default of GNU OpenMP, or OMP_WAIT_POLICY=passive. For each of them four equal
 trainings of bench.py's kind are started and stopped at once; then groups of them go on in turn for some seconds each,
@@ -21,7 +20,8 @@ from types import SimpleNamespace
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SIZES = {128: dict(B=16, n_embd=128, n_layer=4), 512: dict(B=4, n_embd=256, n_layer=8)}  # T: the rest of a size
 GROUPS = {"alone": 1, "beside a busy loop": 1, "beside another training": 2, "beside three trainings": 4}
-REPEATS, SECONDS = 5, 4
+REPEATS = 5
+SECONDS = {128: 3, 512: 8}  # T: of a spell; four trainings at T 512 take seconds for a step
 
 
 def train_forever(T, path):
@@ -61,14 +61,14 @@ def start_training(T, way, path):
     return process
 
 
-def measure(trainings, others, tokens):
+def measure(trainings, others, tokens, spell):
     """Tokens per second of each of the trainings, pairs (process, path), while they and the others go on."""
     processes = [process for process, _ in trainings] + others
     for process in processes:
         process.send_signal(signal.SIGCONT)
     time.sleep(1)
     before, start = [read_count(path) for _, path in trainings], time.perf_counter()
-    time.sleep(SECONDS)
+    time.sleep(spell)  # in seconds
     after, seconds = [read_count(path) for _, path in trainings], time.perf_counter() - start
     for process in processes:
         process.send_signal(signal.SIGSTOP)
@@ -88,8 +88,10 @@ def measure_length(T, ways, folder):
                 trainings[way].append((start_training(T, way, path), path))
         for _ in range(REPEATS):
             for way, group in rates:
-                others = [loop] if "loop" in group else []
-                rates[way, group].append(measure(trainings[way][:GROUPS[group]], others, SIZES[T]["B"] * T))
+                others, tokens = [loop] if "loop" in group else [], SIZES[T]["B"] * T
+                rates[way, group].append(measure(trainings[way][:GROUPS[group]], others, tokens, SECONDS[T]))
+            for processes in trainings.values():
+                processes.append(processes.pop(0))  # another one is alone, as equal processes differ by a tenth
     finally:
         for process in [loop, *(process for pairs in trainings.values() for process, _ in pairs)]:
             process.kill()
@@ -119,4 +121,4 @@ def main(arguments):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         train_forever(int(sys.argv[2]), sys.argv[3])
-    main(sys.argv[1:] or ["default", "500"])
+    main(sys.argv[1:] or ["default", "1000"])

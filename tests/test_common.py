@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib.data import read_prompt
 from lib.device import (choose_device, choose_dtype, compile_model, compile_or_not, join_processes,
                         measure_peak_flops, peak_memory_mb, trust_new_compiler, uncompile_model)
 from lib.plots import save_figure
 from lib.runs import (StopSignals, load_checkpoint, lock_folder, move_run_aside, replacing, save_checkpoint,
                       train_run)
+from lib.sources import read_prompt
 from model import LanguageModel, ModelConfig
 
 
@@ -343,16 +343,15 @@ def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other compilers")
-@pytest.mark.parametrize("version, trusted", [("12", "1"), ("14.2.0", "1"), ("9.4.0", None), ("unknown", None)])
+@pytest.mark.parametrize("version, trusted", [("12", True), ("14.2.0", True), ("9.4.0", None), ("unknown", None)])
 def test_a_new_compiler_is_not_tried_out(version, trusted, tmp_path, monkeypatch):
     """PyTorch is told that the vector instructions work if the compiler is new; what the user has set stays."""
+    from torch._inductor import config
     compiler = tmp_path / "c++"
     compiler.write_text(f"#!/bin/sh\necho {version}\n", encoding="utf-8")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
-    trust_new_compiler()
-    assert os.environ["TORCHINDUCTOR_VEC_ISA_OK"] == "0"
-    monkeypatch.delenv("TORCHINDUCTOR_VEC_ISA_OK")
-    trust_new_compiler()
-    assert os.environ.get("TORCHINDUCTOR_VEC_ISA_OK") == trusted
+    for setting, expected in (False, False), (None, trusted):
+        with config.patch({"cpp.vec_isa_ok": setting}):
+            trust_new_compiler()
+            assert config.cpp.vec_isa_ok is expected

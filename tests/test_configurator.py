@@ -94,7 +94,7 @@ def test_defaults_are_read_and_not_executed(sources):
 
 def test_settings_carry_types_and_comments(sources):
     """Each setting keeps its value, the types that it accepts, and its comment."""
-    settings = read_settings(sources[0]) | read_settings(sources[1])
+    settings = read_settings(sources[0], marked=True) | read_settings(sources[1], marked=True)
     assert settings["threads"] == ("auto", ["int", "str"], "number, or auto")
     assert settings["batch"] == (32, ["int"], "windows per step")
     assert settings["dropout"] == (0.0, ["float"], "share of activations")
@@ -106,7 +106,7 @@ def test_help_lists_every_key(sources, capsys, monkeypatch):
     run_script(lambda args: pytest.fail("it ran"), *sources)
     out = capsys.readouterr().out
     assert out.startswith("Trains a thing.\n")
-    for key, setting in (read_settings(sources[0]) | read_settings(sources[1])).items():
+    for key, setting in (read_settings(sources[0], marked=True) | read_settings(sources[1], marked=True)).items():
         line = rf"^ +--{key}={re.escape(str(setting.value))} +{re.escape(setting.comment)}$"
         assert re.search(line, out, re.MULTILINE), key
     assert "outside" not in out
@@ -184,7 +184,7 @@ SCRIPTS = "train.py", "sample.py", "invert.py", "retrieve.py", "compare.py", "pr
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_number_has_an_interval(script):
     """The comment of every numeric setting begins with an interval, so that no new key lacks its range check."""
-    settings = read_settings(os.path.join(HERE, script))
+    settings = read_settings(os.path.join(HERE, script), marked=True)
     numbers = [key for key, setting in settings.items() for kind in setting.types if "int" in kind or "float" in kind]
     missing = [key for key in numbers if not INTERVAL.match(settings[key].comment)]
     assert settings and not missing
@@ -320,6 +320,18 @@ def test_empty_config_file_changes_nothing(sources, config_file):
 
 # ------------------------------------------------------------------------------------------------------------
 # the small functions
+
+def test_a_comment_of_a_config_file_marks_nothing(sources, config_file):
+    """The comment that marks the defaults of a script is an ordinary comment in a config file."""
+    path = config_file("# defaults of my own\nsteps = 5\n# end of defaults\nlr = 0.5\n")
+    settings = configure([path], *sources)
+    assert (settings["steps"], settings["lr"]) == (5, 0.5)
+
+
+def test_a_setting_may_be_none(config_file):
+    """A config file may give None to a setting that takes it."""
+    assert configure([config_file("query = None\n")], "retrieve.py", "model.py")["query"] is None
+
 
 def test_evaluate_agrees_with_python():
     """evaluate treats precedence, brackets and signs as Python does."""

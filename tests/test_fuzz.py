@@ -21,7 +21,7 @@ from model import ARCHITECTURES, CHOICES, LanguageModel, ModelConfig
 from prepare import prepare
 
 SOURCES = "train.py", "model.py"
-DEFAULTS = {key: setting for name in SOURCES for key, setting in read_settings(f"{HERE}/{name}").items()}
+DEFAULTS = {key: setting for name in SOURCES for key, setting in read_settings(f"{HERE}/{name}", marked=True).items()}
 
 
 def examples(few, many, *strategies):

@@ -1,0 +1,51 @@
+# Which learning rate does each architecture need to copy 32 letters? Each then uses its best one in compare_copy.py.
+# python prepare.py --dataset=copy_32 --n_letters=32
+out_dir = "out/compare_copy_rates"
+base = "config/recall_tiny.py"
+dataset = "copy_32"
+variants = {
+    "mixer_002": {"model_type": "mixer", "learning_rate": 0.002, "block_size": 65, "batch_size": 16},
+    "mixer_004": {"model_type": "mixer", "learning_rate": 0.004, "block_size": 65, "batch_size": 16},
+    "mixer_008": {"model_type": "mixer", "learning_rate": 0.008, "block_size": 65, "batch_size": 16},
+    "toeplitz_002": {"model_type": "mixer", "toeplitz": True, "learning_rate": 0.002,
+        "block_size": 65, "batch_size": 16},
+    "toeplitz_004": {"model_type": "mixer", "toeplitz": True, "learning_rate": 0.004,
+        "block_size": 65, "batch_size": 16},
+    "toeplitz_008": {"model_type": "mixer", "toeplitz": True, "learning_rate": 0.008,
+        "block_size": 65, "batch_size": 16},
+    "two_heads_002": {"model_type": "mixer", "mixer_heads": 2, "learning_rate": 0.002,
+        "block_size": 65, "batch_size": 16},
+    "two_heads_004": {"model_type": "mixer", "mixer_heads": 2, "learning_rate": 0.004,
+        "block_size": 65, "batch_size": 16},
+    "two_heads_008": {"model_type": "mixer", "mixer_heads": 2, "learning_rate": 0.008,
+        "block_size": 65, "batch_size": 16},
+    "gpt_002": {"model_type": "gpt", "learning_rate": 0.002, "block_size": 65, "batch_size": 16},
+    "gpt_004": {"model_type": "gpt", "learning_rate": 0.004, "block_size": 65, "batch_size": 16},
+    "gpt_008": {"model_type": "gpt", "learning_rate": 0.008, "block_size": 65, "batch_size": 16},
+    "llama_002": {"model_type": "llama", "learning_rate": 0.002, "block_size": 65, "batch_size": 16},
+    "llama_004": {"model_type": "llama", "learning_rate": 0.004, "block_size": 65, "batch_size": 16},
+    "llama_008": {"model_type": "llama", "learning_rate": 0.008, "block_size": 65, "batch_size": 16},
+    "llama_std_1_002": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 0.002,
+        "block_size": 65, "batch_size": 16},
+    "llama_std_1_004": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 0.004,
+        "block_size": 65, "batch_size": 16},
+    "llama_std_1_008": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 0.008,
+        "block_size": 65, "batch_size": 16},
+    "hybrid_002": {"model_type": "hybrid", "learning_rate": 0.002, "block_size": 65, "batch_size": 16},
+    "hybrid_004": {"model_type": "hybrid", "learning_rate": 0.004, "block_size": 65, "batch_size": 16},
+    "hybrid_008": {"model_type": "hybrid", "learning_rate": 0.008, "block_size": 65, "batch_size": 16},
+    "hybrid_parallel_002": {"model_type": "hybrid_parallel", "learning_rate": 0.002,
+        "block_size": 65, "batch_size": 16},
+    "hybrid_parallel_004": {"model_type": "hybrid_parallel", "learning_rate": 0.004,
+        "block_size": 65, "batch_size": 16},
+    "hybrid_parallel_008": {"model_type": "hybrid_parallel", "learning_rate": 0.008,
+        "block_size": 65, "batch_size": 16},
+    "llama_short_002": {"model_type": "llama_short", "learning_rate": 0.002,
+        "block_size": 65, "batch_size": 16},
+    "llama_short_004": {"model_type": "llama_short", "learning_rate": 0.004,
+        "block_size": 65, "batch_size": 16},
+    "llama_short_008": {"model_type": "llama_short", "learning_rate": 0.008,
+        "block_size": 65, "batch_size": 16},
+}
+budget = "tokens"
+amount = 3e6
