@@ -138,7 +138,7 @@ def watched(name, *arguments):
 builtins.__import__ = watched
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
-    for given, expected in ({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"):
+    for given, expected in ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"):
         environment = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
         done = subprocess.run([sys.executable, "-c", ends_where_torch_is_imported, script], cwd=HERE,
                               env=environment | {"PYTHONPATH": HERE} | given, capture_output=True, encoding="utf-8")
