@@ -1,6 +1,6 @@
 # Exercise 5 of LESSON.md: a short training on docstrings and code, with half the width of retrieve_tiny.py, and not
 # compiled.
-out_dir = "out/lesson/mixer_search"
+out_dir = "out/lesson/search/mixer"
 model_type = "mixer"
 pairs = "python_pairs"
 dataset = "python"
