@@ -59,7 +59,7 @@ def main(args):
     if args.compile:
         def use(step):
             if not use_fixed_steps(model, step):
-                print("--compile=true changes nothing: this model has a module without a compiled form", file=sys.stderr)
+                print("--compile=true changes nothing: a module of this model has no compiled form", file=sys.stderr)
             with autocast(device, dtype):
                 list(model.generate([[end_of_text]], 2))
         compile_or_not(partial(fixed_step, model), use)

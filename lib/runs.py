@@ -230,7 +230,7 @@ def load_model(path, device="cpu"):
 
 
 def restore_optimizer(optimizer, scaler, checkpoint):
-    """Have them go on from a checkpoint, whose learning rate, decay and betas are ignored: the optimizer keeps its own."""
+    """Have them go on from a checkpoint. The optimizer keeps its own learning rate, decay and betas."""
     options = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": options})
     if checkpoint["scaler"]:  # it is empty if the run had another number format

@@ -249,7 +249,8 @@ def test_bad_look_input_is_refused(run, refused):
     for message, argument in [
         ("no checkpoint", "--out_dir=nowhere"), ("no checkpoint", "--compare=out,nowhere"),
         ("n_windows must be in [1, inf)", "--n_windows=0"), ("batch_size must be in [1, inf)", "--batch_size=0"),
-        ("cannot read nowhere.txt", "--prompt=FILE:nowhere.txt"), ("was trained with objective=autoencode", "--compare=auto"),
+        ("cannot read nowhere.txt", "--prompt=FILE:nowhere.txt"),
+        ("was trained with objective=autoencode", "--compare=auto"),
         ("no dataset in", "--data_dir=nowhere"),
     ]:
         refused(message, "look.py", "--out_dir=out", argument)
