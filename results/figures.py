@@ -91,7 +91,7 @@ plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
 
 recall_rows = read("recall/seeds_curves.csv") + read("recall/order_curves.csv")
 for file, title, names in [
-    ("architectures", "Flat mixers only guess; attention with a convolution can look values up",
+    ("architectures", "Mixers hardly look values up; attention behind a convolution does",
      {"llama_short": "llama_short", "hybrid_002": "hybrid", "toeplitz_008": "toeplitz", "mixer": "mixer",
       "gpt_002": "gpt", "llama_002": "llama"}),
     ("order", "A convolution before attention makes the look-up sure",
