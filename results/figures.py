@@ -87,6 +87,33 @@ def draw_recall(ax, rows, names, title):
     plots.finish(ax, title)
 
 
+def draw_shares(ax, lines, guess, xlabel, title):
+    """Draw the share of values looked up over numbers such as pairs or channels, mean and range of seeds.
+
+    lines: {name of a model: {number: [shares]}}. guess: {number: share} without any look-up, or {}.
+    """
+    looks = plots.styles(lines)
+    for name, shares in lines.items():
+        plots.draw_line(ax, *zip(*sorted(shares.items())), looks[name])
+    if guess:
+        ax.plot(list(guess), list(guess.values()), color="grey", linestyle=":", label="a guess among the values left")
+    numbers = sorted({number for shares in lines.values() for number in shares})
+    ax.set(xscale="log", xlabel=xlabel, ylabel="values looked up")
+    ax.minorticks_off()
+    ax.set_xticks(numbers, numbers)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    plots.finish(ax, title)
+
+
+def shares_of(rows):
+    """{name: {number: [recall_accuracy]}} of rows with names such as mixer_16: the name and, behind it, the number."""
+    lines = {}
+    for row in rows:
+        name, number = row["name"].rsplit("_", 1)
+        lines.setdefault(name, {}).setdefault(int(number), []).append(row["recall_accuracy"])
+    return lines
+
+
 plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
 
 recall_rows = read("recall/seeds_curves.csv") + read("recall/order_curves.csv")
@@ -99,6 +126,17 @@ for file, title, names in [
       "llama_torch_1": "llama_PyTorch's init_std_1"}),
 ]:
     plots.save_figure(f"recall/{file}.png", partial(draw_recall, rows=recall_rows, names=names, title=title))
+
+guess = {4: 0.53, 8: 0.37, 16: 0.26, 32: 0.19}
+title = "Attention behind a convolution looks up 8 values, but not 16 within 3 M tokens"
+plots.save_figure("recall/pairs.png", partial(draw_shares, lines=shares_of(read("recall/pairs.csv")), guess=guess,
+                                              xlabel="pairs in a document", title=title))
+lines = {}
+for name, shares in shares_of(read("recall/width.csv")).items():  # 8_pairs_64: the mixer with 8 pairs and 64 channels
+    lines[f"mixer_{name}"] = shares
+title = "Wider mixers look up more of 4 values, and hardly more of 8 or 16"
+plots.save_figure("recall/width.png", partial(draw_shares, lines=lines, guess={}, xlabel=plots.AXES["n_embd"],
+                                              title=title))
 
 for name, title in {
     "tinystories_context_tokens": "TinyStories, equal tokens: Llamas are ahead from T 256 on",
