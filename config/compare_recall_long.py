@@ -1,5 +1,5 @@
 # Does attention alone learn to look up values, given time and lower learning rates? And a mixer? 8 pairs, as in
-# compare_recall_rates.py, with seven times the tokens.
+# compare_recall_rates.py, with three times the tokens.
 out_dir = "out/compare_recall_long"
 base = "config/recall_tiny.py"
 variants = {
@@ -12,4 +12,4 @@ variants = {
     "toeplitz_008": {"model_type": "mixer", "toeplitz": True, "learning_rate": 0.008},
 }
 budget = "tokens"
-amount = 2e7
+amount = 1e7

@@ -1,4 +1,4 @@
-# When does a model begin to look things up on real text? The Python source, T 128, twelve times the tokens of
+# When does a model begin to look things up on real text? The Python source, T 128, six times the tokens of
 # compare_text.py: curves.csv has the loss on recallable and on other tokens over training.
 out_dir = "out/compare_text_long"
 base = "config/mixer_tiny.py"
@@ -8,4 +8,4 @@ variants = {
     "hybrid": {"model_type": "hybrid", "learning_rate": 8e-3},
 }
 budget = "tokens"
-amount = 1.2e7
+amount = 6e6
