@@ -47,10 +47,9 @@ def describe(name):
         rest = re.sub(r"_\d{4,}(?=_|$)", "", rest)  # the folder of a run ends with its seed: mixer_1337
     rest = rest.replace("std_tenth", "std_0.1").replace("std_fiftieth", "std_0.02")
     rest = rest.replace(" init=torch", "_PyTorch's init").replace(" init=normal", "_normal init")  # of invert.py
-    rest = rest.replace("_untrained", ", untrained")
     pattern = r"(?:^|_)(?:std|torch|normal)_(\d+\.?\d*)(?=_|$)"  # invert.py has mixer_torch_1
     stds = re.findall(pattern, rest)
-    rest = re.sub(pattern, "", rest).replace("_", " ").strip()
+    rest = re.sub(pattern, "", rest).replace("_untrained", ", untrained").replace("_", " ").strip()
     word, colour, marker, dash = "", None, "p", "-"
     for key, (label, its_colour, its_marker, usual_std) in ARCHITECTURES.items():
         if f"{rest} ".startswith(key.replace("_", " ") + " "):
