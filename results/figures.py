@@ -66,8 +66,8 @@ def draw_idea(axes):
     axes[0].figure.supxlabel("Hatched: masked, so that no word sees the words after it", fontsize=16)
 
 
-def draw_recall(ax, rows, names, title):
-    """Draw the share of values looked up over training, a line per seed.
+def draw_recall(ax, rows, names, title, guess=None, ylabel="values looked up"):
+    """Draw the share of recallable tokens that are right over training, a line per seed, and that of a guess.
 
     rows: those of a curves.csv. names: {name of a variant there: the name whose look and label it gets}.
     """
@@ -81,8 +81,9 @@ def draw_recall(ax, rows, names, title):
             tokens = [row["tokens"] for row in points]
             ax.plot(tokens, [row["recall_accuracy"] for row in points], **looks[name] | {"markersize": 4})
             looks[name]["label"] = "_"  # no second entry in the legend
-    ax.axhline(0.385, color="grey", linestyle=":", label="a guess among the values left")
-    ax.set(xlabel=plots.AXES["tokens"], ylabel="values looked up")
+    if guess:
+        ax.axhline(guess, color="grey", linestyle=":", label="a guess among the values left")
+    ax.set(xlabel=plots.AXES["tokens"], ylabel=ylabel)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     plots.finish(ax, title)
 
@@ -125,7 +126,12 @@ for file, title, names in [
      {"llama_short": "llama_short", "mixer_first": "mixer_first", "hybrid": "hybrid", "mixer": "mixer",
       "llama_torch_1": "llama_PyTorch's init_std_1"}),
 ]:
-    plots.save_figure(f"recall/{file}.png", partial(draw_recall, rows=recall_rows, names=names, title=title))
+    draw = partial(draw_recall, rows=recall_rows, names=names, title=title, guess=0.385)
+    plots.save_figure(f"recall/{file}.png", draw)
+names = {f"{name}_64": name for name in ("mixer", "toeplitz", "llama", "hybrid", "llama_std_1", "gpt")}
+title = "Mixers, Llama and hybrid copy 64 letters at once; a GPT has not begun"
+plots.save_figure("recall/copy.png", partial(draw_recall, rows=read("recall/copy_curves.csv"), names=names, title=title,
+                                             ylabel="repeated letters that are right"))
 
 guess = {4: 0.53, 8: 0.37, 16: 0.26, 32: 0.19}
 title = "Attention behind a convolution looks up 8 values, but not 16 within 3 M tokens"
