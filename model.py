@@ -181,6 +181,10 @@ class Rotary(nn.Module):
         """x (..., T, hs), whose first row stands at position `start` -> the same shape."""
         stop = start + x.size(-2)
         cos, sin = self.cos[start:stop], self.sin[start:stop]                             # (T, hs/2) each
+        return self.rotate(x, cos, sin)
+
+    @staticmethod
+    def rotate(x, cos, sin):
         a, b = x.float().chunk(2, dim=-1)                                                 # (..., T, hs/2) each
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
 

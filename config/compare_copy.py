@@ -1,5 +1,5 @@
 # Which architecture copies best, and how long a text? Documents such as hello|hello: the letters behind the bar repeat
-# those before it. 16 and 64 letters; compare_copy_rates.py has 32, and the learning rates.
+# those before it. This config trains on 16 and on 64 letters, compare_copy_rates.py on 32 at three learning rates.
 # python prepare.py --dataset=copy_16 --n_letters=16; likewise copy_64
 out_dir = "out/compare_copy"
 base = "config/recall_tiny.py"

@@ -1,4 +1,4 @@
-# Which learning rate does each architecture need to copy 32 letters? Each then uses its best one in compare_copy.py.
+# Which learning rate does each architecture need to copy 32 letters? In compare_copy.py all use 2e-3.
 # python prepare.py --dataset=copy_32 --n_letters=32
 out_dir = "out/compare_copy_rates"
 base = "config/recall_tiny.py"

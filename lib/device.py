@@ -189,7 +189,7 @@ def compile_model(model, use, on=True):
 
     All processes go on with compiled models, or none does. use() must not communicate: if it failed in one process, the
     others would wait for ever. One compiled block could serve all blocks and take less time to compile, but with
-    torch.compiler.nested_compile_region of PyTorch 2.13 the gradients of a GPT are wrong, by the size of a gradient.
+    torch.compiler.nested_compile_region of PyTorch 2.13 the errors of a GPT's gradients are as large as the gradients.
     """
     if on:
         trust_new_compiler()

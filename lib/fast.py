@@ -379,9 +379,7 @@ def fixed_rotary(rotary, x, start):
     """Rotary.forward; in a step `start` is a tensor (1,)."""
     if not isinstance(start, torch.Tensor):
         return model.Rotary.forward(rotary, x, start)
-    cos, sin = rotary.cos[start], rotary.sin[start]                                       # (1, hs/2)
-    a, b = x.float().chunk(2, dim=-1)                                                     # (..., 1, hs/2)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+    return rotary.rotate(x, rotary.cos[start], rotary.sin[start])
 
 
 FIXED_FORMS = {model.MaskedConv: fixed_conv, model.Attention: fixed_attention, model.Rotary: fixed_rotary}

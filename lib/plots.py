@@ -46,7 +46,8 @@ def describe(name):
     if folder:
         rest = re.sub(r"_\d{4,}(?=_|$)", "", rest)  # the folder of a run ends with its seed: mixer_1337
     rest = rest.replace("std_tenth", "std_0.1").replace("std_fiftieth", "std_0.02")
-    rest = rest.replace(" init=torch", "_PyTorch's init").replace(" init=normal", "_normal init")  # of invert.py
+    # invert.py calls a fresh model "mixer init=torch".
+    rest = rest.replace(" init=torch", "_PyTorch's init").replace(" init=normal", "_normal init")
     pattern = r"(?:^|_)(?:std|torch|normal)_(\d+\.?\d*)(?=_|$)"  # invert.py has mixer_torch_1
     stds = re.findall(pattern, rest)
     rest = re.sub(pattern, "", rest).replace("_untrained", ", untrained").replace("_", " ").strip()
