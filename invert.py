@@ -45,7 +45,7 @@ from model import LanguageModel, ModelConfig
 
 # defaults: change them by a config file and by --key=value; several values are separated by commas
 out_dir = "out/mixer_tiny"   # folder of the run, and of the results
-compare: list[str] = []      # folders of several runs, instead of the one in out_dir; "out/tiny/*" is many
+compare: list[str] = []      # several runs, instead of the one in out_dir: "out/*" or, with keep_every, "out/a/*.pt"
 models: list[str] = []       # fresh models instead of runs: mixer,llama; ModelConfig's keys give their size
 embd_stds: list[float] = []  # (0, inf) each fresh model is built with each of these values of embd_std
 inits: list[str] = []        # auto | torch | normal: and with each of these values of init
@@ -126,10 +126,14 @@ def fresh_models(args):
 
 
 def find_runs(patterns):
-    """The folders that the patterns, such as "out/tiny/*", name: each once. A name without a match stays as it is."""
+    """The folders, and checkpoint files *.pt, that the patterns, such as "out/tiny/*", name: each once.
+
+    A name without a match stays as it is.
+    """
     runs = []
     for pattern in map(os.path.expanduser, patterns):
-        matches = [] if os.path.isdir(pattern) else sorted(filter(os.path.isdir, glob(pattern)))
+        matches = [] if os.path.isdir(pattern) else sorted(glob(pattern))
+        matches = [match for match in matches if os.path.isdir(match) or pattern.endswith(".pt")]
         runs += matches or [pattern]
     return list(dict.fromkeys(map(os.path.normpath, runs)))
 
@@ -151,7 +155,8 @@ def saved_models(args):
         prompts = cut_prompts(config.block_size, folder, meta, args)
         for seed in range(args.seed, args.seed + args.seeds):
             columns = dict(model=run, trained="yes", embedding_std=config.embd_std, seed=seed)
-            yield Subject(columns, config, os.path.join(run, "ckpt.pt"), folder, meta, prompts)
+            path = run if run.endswith(".pt") else os.path.join(run, "ckpt.pt")
+            yield Subject(columns, config, path, folder, meta, prompts)
 
 
 def plan(subject, args):

@@ -513,6 +513,15 @@ def test_a_folder_is_taken_by_its_name_and_once(run):
     assert status == 0 and [row["model"] for row in rows] == ["out[1]"], err
 
 
+def test_kept_checkpoints_are_inverted(run):
+    """--compare=out/iter_*.pt inverts a run over its training: the rows of a checkpoint are those of its weights."""
+    run("train.py", "--keep_every=10", "--eval_interval=10", "--max_iters=20")
+    status, _, err = run("invert.py", "--compare=out/iter_*.pt,out", "--out_dir=both", "--methods=adam", *FAST)
+    rows, _ = results("both")
+    assert status == 0 and [row["model"] for row in rows] == ["out/iter_0.pt", "out/iter_10.pt", "out/iter_20.pt", "out"], err
+    assert len({row["distance"] for row in rows[:3]}) == 3 and rows[2]["distance"] == rows[3]["distance"]
+
+
 def test_bad_invert_input_is_refused(run, refused):
     """Bad input ends with status 2 and one line that says what is wrong."""
     run("train.py")
