@@ -117,6 +117,7 @@ def shares_of(rows):
 
 plots.save_figure("idea.png", draw_idea, figsize=(11, 5.8), ncols=2)
 
+guesses = {(row["pairs"], row["keys"]): row["by_count"] for row in read("recall/guesses.csv")}
 recall_rows = read("recall/seeds_curves.csv") + read("recall/order_curves.csv")
 for file, title, names in [
     ("architectures", "Mixers hardly look values up; attention behind a convolution does",
@@ -126,14 +127,14 @@ for file, title, names in [
      {"llama_short": "llama_short", "mixer_first": "mixer_first", "hybrid": "hybrid", "mixer": "mixer",
       "llama_torch_1": "llama_PyTorch's init_std_1"}),
 ]:
-    draw = partial(draw_recall, rows=recall_rows, names=names, title=title, guess=0.385)
+    draw = partial(draw_recall, rows=recall_rows, names=names, title=title, guess=guesses[8, 26])
     plots.save_figure(f"recall/{file}.png", draw)
 names = {f"{name}_64": name for name in ("mixer", "toeplitz", "llama", "hybrid", "llama_std_1", "gpt")}
 title = "Mixers, Llama and hybrid copy 64 letters at once; a GPT has not begun"
 plots.save_figure("recall/copy.png", partial(draw_recall, rows=read("recall/copy_curves.csv"), names=names, title=title,
                                              ylabel="repeated letters that are right"))
 
-guess = {4: 0.53, 8: 0.37, 16: 0.26, 32: 0.19}
+guess = {pairs: share for (pairs, n_keys), share in guesses.items() if n_keys == 36}
 title = "Attention behind a convolution looks up 8 values, but not 16 within 3 M tokens"
 plots.save_figure("recall/pairs.png", partial(draw_shares, lines=shares_of(read("recall/pairs.csv")), guess=guess,
                                               xlabel="pairs in a document", title=title))

@@ -518,7 +518,8 @@ def test_kept_checkpoints_are_inverted(run):
     run("train.py", "--keep_every=10", "--eval_interval=10", "--max_iters=20")
     status, _, err = run("invert.py", "--compare=out/iter_*.pt,out", "--out_dir=both", "--methods=adam", *FAST)
     rows, _ = results("both")
-    assert status == 0 and [row["model"] for row in rows] == ["out/iter_0.pt", "out/iter_10.pt", "out/iter_20.pt", "out"], err
+    names = [row["model"] for row in rows]
+    assert status == 0 and names == ["out/iter_0.pt", "out/iter_10.pt", "out/iter_20.pt", "out"], err
     assert len({row["distance"] for row in rows[:3]}) == 3 and rows[2]["distance"] == rows[3]["distance"]
 
 

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lib.runs import load_model, read_log
 from lib.sources import copy_documents, recall_documents
 from model import ModelConfig
 from prepare import prepare
+from results.guesses import by_count, by_order, count_orders
 from train import get_batch
 
 CPU, END = torch.device("cpu"), 256
@@ -257,3 +259,28 @@ def test_windows_without_recallable_targets_leave_cells_empty(run, recall_data):
     run("train.py", *DOCUMENTS, "--block_size=5", "--max_iters=3")
     row = read_log("out")[-1]
     assert row["recall_loss"] == row["recall_accuracy"] == "" and row["other_loss"] == row["val_loss"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# guesses
+
+@pytest.mark.parametrize("n_pairs", [2, 3, 5])
+def test_orders_without_old_neighbours_are_counted(n_pairs):
+    """count_orders gives the number of orders in which no pair follows its old neighbour, as trying all of them does,
+    and by_order the share that the best of all guesses has right."""
+    orders = [order for order in permutations(range(n_pairs))
+              if all(b != a + 1 for a, b in zip(order, order[1:]))]
+    assert count_orders(-2, set(range(n_pairs))) == len(orders)
+    best = 0
+    for place in range(n_pairs):
+        nexts = {}
+        for order in orders:
+            nexts.setdefault(order[:place], []).append(order[place])
+        best += sum(max(map(places.count, places)) for places in nexts.values())
+    assert sum(map(by_order, orders)) * n_pairs == pytest.approx(best)
+
+
+def test_a_guess_by_count_takes_the_value_that_is_left_most_often():
+    """Of X, X and Y the guess X is right in 2 of 3 cases; then X or Y in one of 2, and the last for sure."""
+    assert by_count("XXY", [0, 2, 1]) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert by_count("XXY", [2, 1, 0]) == pytest.approx((2 / 3 + 1 + 1) / 3)
