@@ -42,7 +42,7 @@ from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, ma
 from lib.search import answer_queries
 from lib.sources import choose_held_out, load_pairs
 from model import LanguageModel, ModelConfig
-from train import optimizer_step
+from train import MuonAndAdamW, optimizer_step
 
 # defaults: change them by a config file and by --key=value
 out_dir = "out/retrieve"        # folder of the run
@@ -66,6 +66,7 @@ n_context = 32                  # [3, inf) match: positions of the matcher, the 
 matcher_layers = 4              # [1, inf) match: its blocks
 max_iters = 0                   # [0, inf) the run ends when the first of two budgets is used up; 0: no limit
 max_seconds = 300.0             # [0, inf) seconds of training, without compilation and evaluation; 0: no limit
+optimizer = "adamw"             # adamw | muon: Muon for matrices, and AdamW for embeddings, head and vectors
 learning_rate = 2e-3            # (0, inf) peak of the schedule: warm-up, then cosine to 0
 weight_decay = 0.1              # [0, inf) AdamW: decay of matrices and embeddings
 warmup_iters = 50               # [0, inf) iterations of linear rise to learning_rate
@@ -93,7 +94,7 @@ fast = True                     # faster equivalents of functions of model.py (l
 LOG_COLUMNS = "iter,pairs,seconds,loss,lr,pairs_per_sec,top1_32,top1_128,top1_1024,mrr10".split(",")
 # Settings that cannot change when a run goes on, and neither can those of the model.
 FIXED = ("method", "pairs", "pooling", "padding", "normed_states", "hard_from", "n_context", "matcher_layers",
-         "eval_queries", "max_passages")
+         "optimizer", "eval_queries", "max_passages")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def load_run(args, kept):
     from_weights = f"start from its weights: --init_from={path}"
     if "pairs_crc32" not in checkpoint:  # train.py has made it, or an earlier retrieve.py
         raise ValueError(f"{path} is no run of retrieve.py that can go on; {from_weights}")
-    before, now = checkpoint["config"], vars(args)
+    before, now = {"optimizer": "adamw"} | checkpoint["config"], vars(args)  # older runs had no other
     for key in [*FIXED, *checkpoint["model_config"]]:
         if key in before and before[key] != now[key]:
             raise ValueError(f"{path} was trained with {key}={before[key]}, not {now[key]}: use its config")
@@ -128,6 +129,8 @@ def build_run(model, kept, checkpoint, dtype, args):
     kept: what else the checkpoints of the run will hold, as a dict.
     """
     optimizer = model.configure_optimizers(args.weight_decay, args.learning_rate, (0.9, 0.95))
+    if args.optimizer == "muon":
+        optimizer = MuonAndAdamW(model, optimizer)
     scaler = torch.amp.GradScaler(model.wte.weight.device.type, enabled=dtype == torch.float16)
     # loss_sum and loss_count are of the iterations since log_interval was last reached; loss is the last logged mean.
     state = {"iter": 0, "seconds": 0.0, "loss_sum": 0.0, "loss_count": 0, "loss": math.nan, "measures": {},

@@ -610,7 +610,7 @@ SAVES = ["--max_iters=10", "--eval_interval=4", "--log_interval=3", "--sizes=999
 
 @pytest.mark.parametrize("arguments", [
     ["--dropout=0.2", "--token_dropout=0.3", "--grad_cache=true", "--hard_from=hard"], ["--dtype=float16"],
-    ["--method=match", "--n_context=5"], ["--method=match", "--n_context=5", "--init_from=hard"]])
+    ["--optimizer=muon"], ["--method=match", "--n_context=5", "--optimizer=muon"], ["--method=match", "--n_context=5", "--init_from=hard"]])
 def test_a_killed_run_resumes_to_the_same_bits(pairs_run, monkeypatch, arguments):
     """Ended in its 8th step without saving: the newer rows of its log are written again, and all else is the same."""
     assert pairs_run("retrieve.py", *TINY, "--out_dir=hard", "--seed=2")[0] == 0
@@ -630,7 +630,9 @@ def test_a_killed_run_resumes_to_the_same_bits(pairs_run, monkeypatch, arguments
         patch.setattr(f"lib.retrieval.{used.__name__}", used_until_killed)
         assert pairs_run("retrieve.py", *start, *SAVES, *arguments, "--out_dir=killed")[0] == 1
     assert [row["iter"] for row in table("killed", "log")] == ["0", "3", "4", "6"]
-    assert torch.load("killed/ckpt.pt", weights_only=True)["state"]["iter"] == 4
+    saved = torch.load("killed/ckpt.pt", weights_only=True)
+    assert saved["state"]["iter"] == 4
+    assert ("momentum" in saved["optimizer"]["param_groups"][0]) == ("--optimizer=muon" in arguments)
     if "--hard_from=hard" in arguments:
         os.remove("hard/ckpt.pt")  # the checkpoint has the hard negatives
     status, _, err = pairs_run("retrieve.py", *start, *SAVES, *arguments, "--out_dir=killed", "--init_from=resume")
@@ -682,6 +684,7 @@ def test_only_the_same_run_goes_on(pairs_run, refused):
     assert pairs_run("retrieve.py", *TINY, "--out_dir=a")[0] == 0
     before = content("a/ckpt.pt")
     refused("trained with n_layer=1, not 2", "retrieve.py", *arguments, "--n_layer=2")
+    refused("trained with optimizer=adamw, not muon", "retrieve.py", *arguments, "--optimizer=muon")
     refused("trained with pooling=mean, not last", "retrieve.py", *arguments, "--pooling=last")
     refused("trained with method=infonce", "retrieve.py", *arguments, "--method=match", "--n_context=5")
     with open("data/sums/train.jsonl", "a", encoding="utf-8") as f:
