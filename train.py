@@ -33,7 +33,7 @@ from lib.data import (build_tokenizer, document_starts, load_meta, load_tokens, 
 from lib.device import (across_ranks, autocast, compile_model, dtype_name, join_processes, leave_processes,
                         measure_peak_flops, peak_memory_mb, say, setup, uncompile_model)
 from lib.objectives import build_model, recallable, token_losses
-from lib.plots import plot_logs
+from lib.plots import plot_log
 from lib.runs import (StopSignals, append_row, build_config, load_checkpoint, model_checksum, replacing,
                       restore_optimizer, resume_command, save_checkpoint, start_log, used_settings)
 from model import MaskedConv
@@ -469,7 +469,7 @@ def finish(run, caught):
     state, args = run.state, run.args
     print(f"{state['iter']} iterations, {state['tokens'] / 1e6:.1f} M tokens, {state['seconds']:.0f} s of training; "
           f"validation loss {state['val_loss']:.4f} nats per token; checkpoint in {run.out_dir}/ckpt.pt")
-    plot_logs({args.model_type: os.path.join(run.out_dir, "log.csv")}, os.path.join(run.out_dir, "loss.png"))
+    plot_log(os.path.join(run.out_dir, "log.csv"), os.path.join(run.out_dir, "loss.png"))
     if caught:
         print(f"stopped by a signal; go on with: {resume_command('train.py')}")
     elif args.sample_tokens and args.objective == "causal":

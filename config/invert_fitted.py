@@ -1,6 +1,6 @@
-# Is the gap between a trained mixer and a trained Llama (config/invert_table.py) one of the method? The paper's 500 steps
-# instead of 200, and three step sizes of Adam, so that each model can have the one that suits it: chosen on the first two
-# prompts, reported on the other two.
+# Is the gap between a trained mixer and a trained Llama (config/invert_table.py) one of the method? The paper's 500
+# steps instead of 200, and three step sizes of Adam, so that each model can have the one that suits it: chosen on the
+# first two prompts, reported on the other two.
 out_dir = "out/inversion_fitted"
 models = ["mixer", "llama"]
 embd_stds = [0.02]

@@ -134,21 +134,19 @@ def show_the_end(ax):
         ax.set_ylim(min(map(min, lines)) - 0.1, max(losses[len(losses) // 5] for losses in lines) + 0.1)
 
 
-def plot_logs(log_paths, image_path, x="tokens", title="How fast does the loss fall?"):
-    """Draw validation losses over x, of a single log.csv the training loss too. log_paths: {name: path}."""
+def plot_log(log_path, image_path):
+    """Draw the training and the validation loss of a log.csv over tokens."""
+    with open(log_path, encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+
     def draw(ax):
-        for name, look in styles(log_paths).items():
-            with open(log_paths[name], encoding="utf-8", newline="") as f:
-                rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-            if len(log_paths) == 1:
-                look["label"] = "validation"
-                points = [(float(row[x]), float(row["train_loss"])) for row in rows if row["train_loss"]]
-                ax.plot(*zip(*points), color="grey", linewidth=0.8, label="training")
-            points = [(float(row[x]), float(row["val_loss"])) for row in rows if row["val_loss"]]
-            ax.plot(*zip(*points), markersize=4, **look)
+        for key, look in {"train_loss": dict(label="training", color="grey", linewidth=0.8),
+                          "val_loss": dict(label="validation", marker="o", markersize=4)}.items():
+            points = [(float(row["tokens"]), float(row[key])) for row in rows if row[key]]
+            ax.plot(*zip(*points), **look)
         show_the_end(ax)
-        ax.set(xlabel=AXES.get(x, x), ylabel="loss (nats per token)")
-        finish(ax, title)
+        ax.set(xlabel=AXES["tokens"], ylabel="loss (nats per token)")
+        finish(ax, "How fast does the loss fall?")
     save_figure(image_path, draw)
 
 

@@ -149,7 +149,6 @@ for name, title in {
     "tinystories_context_tokens": "TinyStories, equal tokens: Llamas are ahead from T 256 on",
     "tinystories_context_seconds": "TinyStories, equal time: mixers are ahead up to T 128",
     "context_tokens": "Python source, equal tokens: the embedding decides who is ahead",
-    "context_seconds": "Python source, equal time: a mixer is ahead from T 128 on",
 }.items():
     plots.plot_over(read(f"compare/{name}.csv"), "block_size", f"compare/{name}_over.png", title)
 
@@ -191,8 +190,3 @@ for row, name in zip(rows, ("bm25", "minilm", "mixer_5 minutes", "mixer_1 hour")
         row["interval"][f"top1_{n}"] = 1.96 * math.sqrt(p * (1 - p) / 2000)  # there were 2,000 queries
 title = "After an hour of training, a mixer searches code as well as MiniLM"
 plots.plot_accuracies(rows, sizes, "retrieval/accuracy.png", title)
-
-files = {"mixer": "mixer", "llama_std_1": "llama_embd1", "hybrid": "hybrid", "llama": "llama", "gpt": "gpt"}
-logs = {name: f"tiny/{file}.csv" for name, file in files.items()}
-title = "First version of the code, 200 s each: the mixer is ahead"
-plots.plot_logs(logs, "tiny/val_loss.png", "seconds", title)

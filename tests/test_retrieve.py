@@ -610,7 +610,8 @@ SAVES = ["--max_iters=10", "--eval_interval=4", "--log_interval=3", "--sizes=999
 
 @pytest.mark.parametrize("arguments", [
     ["--dropout=0.2", "--token_dropout=0.3", "--grad_cache=true", "--hard_from=hard"], ["--dtype=float16"],
-    ["--optimizer=muon"], ["--method=match", "--n_context=5", "--optimizer=muon"], ["--method=match", "--n_context=5", "--init_from=hard"]])
+    ["--optimizer=muon"],
+    ["--method=match", "--n_context=5", "--optimizer=muon"], ["--method=match", "--n_context=5", "--init_from=hard"]])
 def test_a_killed_run_resumes_to_the_same_bits(pairs_run, monkeypatch, arguments):
     """Ended in its 8th step without saving: the newer rows of its log are written again, and all else is the same."""
     assert pairs_run("retrieve.py", *TINY, "--out_dir=hard", "--seed=2")[0] == 0
