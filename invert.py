@@ -226,7 +226,9 @@ def score(model, pinv, idx, x, columns, sizes, args):
             shares = [hamming(tokens, idx, positions) for tokens in (top5[..., :1], top5, nearest)]
             means = [float(f"{value.nanmean():.5g}") for value in (*shares, distance, shifted)]
             row = columns | dict(lr=lr, metric=args.metric, matched=matched) | dict(zip(SCORES, means))
-            rows.append(row | dict(top1_by_prompt=shares[0][~shares[0].isnan()].tolist()))
+            by_prompt = {f"{name}_by_prompt": share[~share.isnan()].tolist()
+                         for name, share in zip(("top1", "top5", "nearest"), shares)}
+            rows.append(row | by_prompt)
         yield rows, top5[..., 0]
 
 

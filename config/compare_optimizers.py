@@ -10,6 +10,8 @@ variants = {
     "mixer_muon_8": {"embd_std": 0.1, "learning_rate": 8e-3, "optimizer": "muon"},
     "mixer_muon_16": {"embd_std": 0.1, "learning_rate": 1.6e-2, "optimizer": "muon"},
     "mixer_muon_32": {"embd_std": 0.1, "learning_rate": 3.2e-2, "optimizer": "muon"},
+    "toeplitz_adamw_16": {"embd_std": 0.1, "toeplitz": True, "learning_rate": 1.6e-2},
+    "toeplitz_muon_16": {"embd_std": 0.1, "toeplitz": True, "learning_rate": 1.6e-2, "optimizer": "muon"},
     "llama_adamw_4": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 4e-3},
     "llama_adamw_8": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
     "llama_adamw_16": {"model_type": "llama", "embd_std": 1.0, "learning_rate": 1.6e-2},
@@ -22,6 +24,14 @@ variants = {
     "hybrid_muon_8": {"model_type": "hybrid", "learning_rate": 8e-3, "optimizer": "muon"},
     "hybrid_muon_16": {"model_type": "hybrid", "learning_rate": 1.6e-2, "optimizer": "muon"},
     "hybrid_muon_32": {"model_type": "hybrid", "learning_rate": 3.2e-2, "optimizer": "muon"},
+    "toeplitz_512_adamw_16": {"block_size": 512, "batch_size": 4, "embd_std": 0.1, "toeplitz": True,
+        "learning_rate": 1.6e-2},
+    "toeplitz_512_muon_16": {"block_size": 512, "batch_size": 4, "embd_std": 0.1, "toeplitz": True,
+        "learning_rate": 1.6e-2, "optimizer": "muon"},
+    "llama_512_adamw_8": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 8e-3},
+    "llama_512_muon_16": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 1.6e-2, "optimizer": "muon"},
 }
 over = "learning_rate"
 budget = "tokens"
