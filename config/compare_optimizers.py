@@ -28,6 +28,8 @@ variants = {
         "learning_rate": 1.6e-2},
     "toeplitz_512_muon_16": {"block_size": 512, "batch_size": 4, "embd_std": 0.1, "toeplitz": True,
         "learning_rate": 1.6e-2, "optimizer": "muon"},
+    "llama_512_adamw_4": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 4e-3},
     "llama_512_adamw_8": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
         "learning_rate": 8e-3},
     "llama_512_muon_16": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,

@@ -338,8 +338,8 @@ def plot_positions(rows, path, title="Does a model predict better when it has re
     """
     def draw(ax):
         for name, look in styles(runs).items():
-            width = math.ceil(len(runs[name]) / 40)
-            points = [runs[name][i:i + width] for i in range(0, len(runs[name]), width)]
+            T, n = len(runs[name]), min(40, len(runs[name]))
+            points = [runs[name][i * T // n:(i + 1) * T // n] for i in range(n)]
             x = [fmean(row["position"] for row in point) for point in points]
             ax.plot(x, [fmean(row["loss"] for row in point) for point in points], **look | {"marker": ""})
         ax.set(xlabel="position in the window (tokens read)", ylabel=LOSS)
