@@ -33,11 +33,11 @@ variants = {
     "llama_gelu": {"model_type": "llama", "learning_rate": 4e-3, "mlp": "gelu"},
     "llama_gelu_std_1": {"model_type": "llama", "learning_rate": 8e-3, "mlp": "gelu", "embd_std": 1.0},
     "gpt": {"model_type": "gpt", "learning_rate": 4e-3},
+    "gpt_first_half": {"model_type": "gpt", "learning_rate": 5e-4, "post_norm": True, "final_norm": False, "tie": True,
+        "dropout": 0.1},
     "gpt_first_1": {"model_type": "gpt", "learning_rate": 1e-3, "post_norm": True, "final_norm": False, "tie": True,
         "dropout": 0.1},
     "gpt_first_2": {"model_type": "gpt", "learning_rate": 2e-3, "post_norm": True, "final_norm": False, "tie": True,
-        "dropout": 0.1},
-    "gpt_first_4": {"model_type": "gpt", "learning_rate": 4e-3, "post_norm": True, "final_norm": False, "tie": True,
         "dropout": 0.1},
 }
 budget = "tokens"
