@@ -179,6 +179,8 @@ def main(args):
     recall, positions = [], []
     print(*RECALL, sep="  ")
     for run in find_runs(args.compare or [args.out_dir]):
+        if run.endswith(".pt"):
+            raise ValueError(f"{run} is a checkpoint: name the folder of its run, which is shown over its training")
         rows = {}
         for path in checkpoint_paths(run):
             model, tokenizer, checkpoint = load_model(path, device)

@@ -145,6 +145,12 @@ title = "Wider mixers look up more of 4 values, and hardly more of 8 or 16"
 plots.save_figure("recall/width.png", partial(draw_shares, lines=lines, guess={}, xlabel=plots.AXES["n_embd"],
                                               title=title))
 
+names = {("mixer_std_tenth", 1337): "mixer_std_tenth", ("hybrid", 1337): "hybrid",
+         ("toeplitz_std_tenth_slow", 1337): "toeplitz_std_tenth",  # the lower of two learning rates is called slow
+         ("llama_std_1_slow", 1337): "llama_std_1", ("llama_std_1_slow", 1338): "llama_another seed_std_1"}
+rows = [row | {"name": names.get((row["name"], row["seed"]))} for row in read("recall/text_long.csv")]
+title = "Python source: with one seed of two, a Llama begins to look up after 3 M tokens"
+plots.plot_recall([row for row in rows if row["name"]], "recall/text_long.png", title)
 plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.png",
                      "TinyStories, T 512: a full matrix gains nothing by reading on")
 

@@ -248,6 +248,7 @@ def test_bad_look_input_is_refused(run, refused):
     run("train.py", "--max_iters=1", "--objective=autoencode", "--out_dir=auto")
     for message, argument in [
         ("no checkpoint", "--out_dir=nowhere"), ("no checkpoint", "--compare=out,nowhere"),
+        ("out/ckpt.pt is a checkpoint", "--compare=out/ckpt.pt"),
         ("n_windows must be in [1, inf)", "--n_windows=0"), ("batch_size must be in [1, inf)", "--batch_size=0"),
         ("cannot read nowhere.txt", "--prompt=FILE:nowhere.txt"),
         ("was trained with objective=autoencode", "--compare=auto"),
