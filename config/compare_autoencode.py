@@ -1,18 +1,25 @@
-# Autoencoding: a text passes through one vector (paper, section 2). With rotary positions the decoder's attention
-# cannot tell its positions apart (lib/objectives.py). So the Llama is also trained with learned positions, and so is
-# the mixer, for comparison.
+# Autoencoding: a text passes through one vector (paper, section 2). With the author's settings: all embeddings start at
+# std 1, and the Llama has no final norm. Windows of 32 tokens at three learning rates (mixer_8: 8e-3), and of 128. With
+# rotary positions the decoder's attention cannot tell its positions apart (lib/objectives.py), so one Llama has learned
+# positions. First run: python prepare.py --input=tinystories.txt --dataset=tinystories
 out_dir = "out/compare_autoencode"
 base = "config/mixer_tiny.py"
+dataset = "tinystories"
 variants = {
-    "mixer": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3},
-    "mixer_learned": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
-                      "position": "learned"},
-    "llama": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
-              "model_type": "llama"},
-    "llama_learned": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
-                      "model_type": "llama", "position": "learned"},
-    "llama_std_1": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
-                    "model_type": "llama", "position": "learned", "embd_std": 1.0},
+    "mixer_4": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3},
+    "mixer_8": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 8e-3},
+    "mixer_16": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 1.6e-2},
+    "llama_2": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 2e-3,
+        "model_type": "llama", "embd_std": 1.0, "final_norm": False},
+    "llama_4": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
+        "model_type": "llama", "embd_std": 1.0, "final_norm": False},
+    "llama_8": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 8e-3,
+        "model_type": "llama", "embd_std": 1.0, "final_norm": False},
+    "llama_learned_4": {"objective": "autoencode", "block_size": 32, "batch_size": 64, "learning_rate": 4e-3,
+        "model_type": "llama", "embd_std": 1.0, "final_norm": False, "position": "learned"},
+    "mixer_128_8": {"objective": "autoencode", "learning_rate": 8e-3},
+    "llama_128_4": {"objective": "autoencode", "learning_rate": 4e-3,
+        "model_type": "llama", "embd_std": 1.0, "final_norm": False},
 }
 budget = "tokens"
 amount = 2e6
