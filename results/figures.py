@@ -149,13 +149,13 @@ names = {("mixer_std_tenth", 1337): "mixer_std_tenth", ("hybrid", 1337): "hybrid
          ("toeplitz_std_tenth_slow", 1337): "toeplitz_std_tenth",  # the lower of two learning rates is called slow
          ("llama_std_1_slow", 1337): "llama_std_1", ("llama_std_1_slow", 1338): "llama_another seed_std_1"}
 rows = [row | {"name": names.get((row["name"], row["seed"]))} for row in read("recall/text_long.csv")]
-title = "Python source: with one seed of two, a Llama begins to look up after 3 M tokens"
+title = "Python source: after 3 M tokens, one Llama of two predicts recallable tokens better"
 plots.plot_recall([row for row in rows if row["name"]], "recall/text_long.png", title)
 plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.png",
                      "TinyStories, T 512: a full matrix gains nothing by reading on")
 
 for name, title in {
-    "context": "TinyStories: a Toeplitz mixer is ahead of a Llama, a full matrix falls behind",
+    "context": "AdamW, 1 M tokens of TinyStories: a full matrix falls behind, a Toeplitz mixer does not",
     "tinystories_context_seconds": "TinyStories, equal time: mixers are ahead up to T 128",
 }.items():
     rows = read(f"compare/{name}.csv")
