@@ -155,7 +155,7 @@ plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.p
                      "TinyStories, T 512: a full matrix gains nothing by reading on")
 
 for name, title in {
-    "context": "AdamW, 1 M tokens of TinyStories: a full matrix falls behind, a Toeplitz mixer does not",
+    "context": "TinyStories, AdamW: full matrices fall behind, Toeplitz ones do not",
     "tinystories_context_seconds": "TinyStories, equal time: mixers are ahead up to T 128",
 }.items():
     rows = read(f"compare/{name}.csv")
