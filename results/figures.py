@@ -152,7 +152,7 @@ rows = [row | {"name": names.get((row["name"], row["seed"]))} for row in read("r
 title = "Python source: after 3 M tokens, one Llama of two predicts recallable tokens better"
 plots.plot_recall([row for row in rows if row["name"]], "recall/text_long.png", title)
 plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.png",
-                     "TinyStories, T 512: a full matrix gains nothing by reading on")
+                     "TinyStories, T 512: a full matrix hardly gains by reading on")
 
 for name, title in {
     "context": "TinyStories, AdamW: full matrices fall behind, Toeplitz ones do not",

@@ -281,6 +281,6 @@ def test_orders_without_old_neighbours_are_counted(n_pairs):
 
 
 def test_a_guess_by_count_takes_the_value_that_is_left_most_often():
-    """Of X, X and Y the guess X is right in 2 of 3 cases; then X or Y in one of 2, and the last for sure."""
+    """Among X, X and Y, the guess X is right in 2 of 3 cases; among X and Y, in 1 of 2; a single value is sure."""
     assert by_count("XXY", [0, 2, 1]) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert by_count("XXY", [2, 1, 0]) == pytest.approx((2 / 3 + 1 + 1) / 3)
