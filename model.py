@@ -253,7 +253,8 @@ ARCHITECTURES = {
 CHOICES = {"model_type": ARCHITECTURES, "position": ("none", "learned", "rope"), "mlp": ("gelu", "swiglu"),
            "norm": ("layernorm", "rmsnorm", "none"), "init": ("torch", "normal"), "bias": (True, False),
            "final_norm": (True, False)}
-COUNTS = "block_size", "vocab_size", "n_layer", "n_embd", "n_head", "kernel_size", "mixer_heads", "parallel"
+COUNTS = dict(block_size=1, vocab_size=1, n_layer=0, n_embd=1, n_head=1, kernel_size=1, mixer_heads=1, parallel=1,
+              mlp_ratio=0)  # the least that each can be
 
 
 @dataclass
@@ -262,7 +263,7 @@ class ModelConfig:
     # defaults: the interval or the list of choices in front of a comment is what the scripts accept
     model_type: str = "mixer"         # mixer, gpt, llama, hybrid, ...: an entry of ARCHITECTURES
     block_size: int = 512             # [1, inf) T: the longest window of tokens
-    n_layer: int = 8                  # [1, inf) blocks
+    n_layer: int = 8                  # [0, inf) blocks; without one, the next token is guessed from the last one
     n_embd: int = 1024                # [1, inf) C: channels
     n_head: int = 4                   # [1, inf) attention heads (gpt, llama, hybrids)
     dropout: float = 0.0              # [0, 1) on the embedding, in attention, and on the output of each step
@@ -276,7 +277,8 @@ class ModelConfig:
     norm: str = "auto"                # auto | layernorm | rmsnorm | none: of each residual step
     post_norm: bool = False           # x <- norm(x + f(x)), as in the first GPT; false: x <- x + f(norm(x))
     final_norm: bool | str = "auto"   # a norm before the head
-    mlp: str = "auto"                 # auto | gelu | swiglu: C -> 4C -> C; swiglu has half as many weights again
+    mlp: str = "auto"                 # auto | gelu | swiglu: swiglu has half as many weights again
+    mlp_ratio: int = 4                # [0, inf) hidden channels of the MLP, times C; 0: no MLP
     bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
     residual: bool = True             # false: the output of a step replaces x, instead of being added to it
     tie: bool = False                 # the head shares the weights of the embedding
@@ -291,9 +293,9 @@ class ModelConfig:
                 setattr(self, key, ARCHITECTURES[self.model_type][key])
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} must be {' or '.join(map(str, known))}; got {getattr(self, key)!r}")
-        for key in COUNTS:
-            if type(getattr(self, key)) is not int or getattr(self, key) < 1:
-                raise ValueError(f"{key} must be an int of 1 or more; got {getattr(self, key)!r}")
+        for key, least in COUNTS.items():
+            if type(getattr(self, key)) is not int or getattr(self, key) < least:
+                raise ValueError(f"{key} must be an int of {least} or more; got {getattr(self, key)!r}")
         if self.embd_std == "auto":
             self.embd_std = ARCHITECTURES[self.model_type]["embd_std"]
         if isinstance(self.embd_std, str) or not 0 < self.embd_std < math.inf:
@@ -309,14 +311,14 @@ class ModelConfig:
 
 
 class MLP(nn.Module):
-    """Channel mixing, each token by itself: C -> 4C -> C, with GELU or SwiGLU (arXiv 2002.05202)."""
+    """Channel mixing, each token by itself: C -> mlp_ratio C -> C, with GELU or SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
-        C, bias = config.n_embd, config.bias
-        self.c_fc = nn.Linear(C, 4 * C, bias=bias)
-        self.c_gate = nn.Linear(C, 4 * C, bias=bias) if config.mlp == "swiglu" else None
-        self.c_proj = nn.Linear(4 * C, C, bias=bias)
+        C, hidden, bias = config.n_embd, config.mlp_ratio * config.n_embd, config.bias
+        self.c_fc = nn.Linear(C, hidden, bias=bias)
+        self.c_gate = nn.Linear(C, hidden, bias=bias) if config.mlp == "swiglu" else None
+        self.c_proj = nn.Linear(hidden, C, bias=bias)
 
     def forward(self, x):
         if self.c_gate:
@@ -341,8 +343,8 @@ class Block(nn.Module):
         steps = ARCHITECTURES[config.model_type]["steps"]
         self.mix = nn.ModuleList(nn.ModuleList(module(config) for module in step) for step in steps)
         self.mix_norm = nn.ModuleList(build_norm(config) for _ in steps)
-        self.mlp = MLP(config)
-        self.mlp_norm = build_norm(config)
+        self.mlp = MLP(config) if config.mlp_ratio else None
+        self.mlp_norm = build_norm(config) if config.mlp_ratio else None
         self.dropout = nn.Dropout(config.dropout)
         self.residual, self.post_norm = config.residual, config.post_norm
 
@@ -354,6 +356,8 @@ class Block(nn.Module):
                 x = x + self.dropout(mix(inputs, cache))
             if self.post_norm:
                 x = norm(x)
+        if not self.mlp:
+            return x
         inputs = x if self.post_norm else self.mlp_norm(x)
         x = x if self.residual else torch.zeros_like(x)
         x = x + self.dropout(self.mlp(inputs))

@@ -167,18 +167,26 @@ def embed_texts(encoder, texts, path):
 # ranks
 
 
+def split_names(text):
+    """readCSV_file -> read CSV file: the words that names are made of, with spaces between them."""
+    return re.sub(r"_|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
+
+
 def word_scorer(passages):
-    """A function query -> scores (P,) of the passages by BM25, which counts the words they share with the query."""
+    """A function query -> scores (P,) of the passages by BM25, which counts the words they share with the query.
+
+    The words of a name count, not the name: read_csv would not be found by "read a csv file" otherwise.
+    """
     import bm25s
     letters = "".join(letter for passage in passages for letter in passage if letter.isalpha())
     if len(WITHOUT_SPACES.findall(letters)) > len(letters) / 2:
         print("bm25 finds words by the spaces between them, but most letters here belong to a script without spaces, "
               "such as Chinese: its accuracies mean nothing")
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(passages, show_progress=False), show_progress=False)
+    index.index(bm25s.tokenize([split_names(text) for text in passages], show_progress=False), show_progress=False)
 
     def scores(query):
-        words, = bm25s.tokenize([query], return_ids=False, show_progress=False)
+        words, = bm25s.tokenize([split_names(query)], return_ids=False, show_progress=False)
         return torch.from_numpy(index.get_scores(words)) if words else torch.zeros(len(passages))  # only stop words
     return scores
 

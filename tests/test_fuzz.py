@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import HERE
 from configurator import configure, read_settings
 from lib.data import build_tokenizer, load_meta, load_tokens
-from model import ARCHITECTURES, CHOICES, LanguageModel, ModelConfig
+from model import ARCHITECTURES, CHOICES, COUNTS, LanguageModel, ModelConfig
 from prepare import prepare
 
 SOURCES = "train.py", "model.py"
@@ -127,8 +127,8 @@ def configs(draw):
     """Draw a ModelConfig that makes a model."""
     choice = {key: draw(st.sampled_from([*choices, "auto"])) for key, choices in CHOICES.items()
               if key != "model_type"}
-    sizes = {key: draw(st.integers(1, 4)) for key in ("n_layer", "n_head", "mixer_heads", "kernel_size",
-                                                      "parallel")}
+    sizes = {key: draw(st.integers(COUNTS[key], 4)) for key in ("n_layer", "n_head", "mixer_heads", "kernel_size",
+                                                                "parallel", "mlp_ratio")}
     flags = {key: draw(st.booleans()) for key in ("expanded", "toeplitz", "tie", "residual", "post_norm")}
     try:
         config = ModelConfig(model_type=draw(st.sampled_from(sorted(ARCHITECTURES))),
@@ -183,6 +183,5 @@ def test_any_prompts_are_continued_or_refused(prompts, n, temperature, top_k, to
 
 def test_every_field_of_a_model_is_tried():
     """configs() draws every field of ModelConfig but two; a new field must be added to it."""
-    tried = {*CHOICES, "n_layer", "n_head", "mixer_heads", "kernel_size", "parallel", "expanded", "toeplitz",
-             "tie", "residual", "post_norm", "block_size", "n_embd", "vocab_size", "embd_std"}
+    tried = {*CHOICES, *COUNTS, "expanded", "toeplitz", "tie", "residual", "post_norm", "embd_std"}
     assert {f.name for f in fields(ModelConfig)} == tried | {"dropout", "causal"}

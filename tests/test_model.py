@@ -239,6 +239,16 @@ def test_hybrids_combine_the_two_mixers_as_the_paper_says():
     torch.testing.assert_close(block(x), y + block.mlp(block.mlp_norm(y)))
 
 
+def test_blocks_and_mlps_can_be_left_out():
+    """Without an MLP, a block ends after the step that mixes tokens; without a block, only the last token counts."""
+    x = torch.randn(B, T, 20)
+    block = build(mlp_ratio=0).blocks[0]
+    torch.testing.assert_close(block(x), x + block.mix[0][0](block.mix_norm[0](x)))
+    assert build(mlp_ratio=3).blocks[0].mlp.c_fc.weight.shape == (60, 20)
+    model, idx = build(n_layer=0), torch.randint(V, (B, T))
+    torch.testing.assert_close(model(idx)[0], model.wte.weight[idx] @ model.lm_head.weight.T)
+
+
 def test_llama_mlp_and_norms_equal_their_formulas():
     """A Llama has SwiGLU with a hidden width of 4C, RMSNorm, and no biases anywhere."""
     model = build(model_type="llama")

@@ -8,7 +8,7 @@ from conftest import flip
 from lib import search
 from lib.data import build_tokenizer, load_meta
 from lib.retrieval import Encoder
-from lib.search import Corpus, Hit, Unit, cut, format_hit, fuse, mark, read_corpus
+from lib.search import Corpus, Hit, Unit, cut, format_hit, fuse, mark, read_corpus, split_names, word_scorer
 from model import LanguageModel, ModelConfig
 
 T, C = 11, 12
@@ -146,6 +146,13 @@ def test_reciprocal_ranks_by_hand():
     fused = fuse(torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.0, 2.0, 3.0]))
     expected = [1 / 62, 1 / 61 + 1 / 62, 1 / 63 + 1 / 61]
     torch.testing.assert_close(fused, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_words_find_the_names_that_are_made_of_them():
+    """A query and a passage share the words of their names, however these are joined."""
+    assert split_names("parseHTMLPage2Text of_a_URL x1") == "parse HTML Page2 Text of a URL x1"
+    scores = word_scorer(["def read_csv(path):", "class CSVReader:", "def write_json(path):"])("readCsv")
+    assert scores.argmax() == 0 and scores[1] > scores[2] == 0
 
 
 def test_fusion_finds_a_rare_word(encoder):
