@@ -300,7 +300,7 @@ def measure(scores, gold, n_passages, sizes):
 
 
 def measure_encoder(encode, queries, passages, gold, sizes, fusion=False):
-    """`measure` for a function encode(texts) -> embeddings (N, C) of length 1, an array; fusion adds ranks by BM25."""
+    """`measure` for a function encode(texts) -> embeddings (N, C) of length 1, an array; fusion adds scores by BM25."""
     q, p = torch.from_numpy(encode(queries)), torch.from_numpy(encode(passages))
     scores = (row for part in q.split(256) for row in part @ p.T)
     if fusion:

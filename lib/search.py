@@ -191,15 +191,16 @@ def word_scorer(passages):
     return scores
 
 
-def fuse(*rankings, k=60):
-    """Reciprocal rank fusion (Cormack et al. 2009) of scores (P,): the sum of 1 / (k + rank), best is rank 1.
+def fuse(*rankings):
+    """Several scores (P,) of the same passages as one: each stretched to 0 for its worst and 1 for its best, and added.
 
-    What a ranking gives no positive score has no rank in it: it shares no word with the query, or points away from it.
+    On our pairs the sum finds more than either of model and BM25. A sum of 1 / (60 + rank), reciprocal rank fusion,
+    does not always (results/retrieval.md).
     """
     fused = 0
     for scores in rankings:
-        ranks = 1 + scores.argsort(descending=True, stable=True).argsort()
-        fused = fused + (scores > 0) / (k + ranks.double())
+        above = scores.double() - scores.min()
+        fused = fused + above / above.max().clamp(min=1e-12)  # equal scores say nothing
     return fused
 
 

@@ -141,11 +141,10 @@ def test_an_interrupted_index_keeps_what_is_done(encoder, notes, monkeypatch):
     assert groups[2] == groups[3] and sum(map(len, groups[:2] + groups[3:])) == 13
 
 
-def test_reciprocal_ranks_by_hand():
-    """Ranks 1, 2 and 3; a passage without the words has no rank by words."""
-    fused = fuse(torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.0, 2.0, 3.0]))
-    expected = [1 / 62, 1 / 61 + 1 / 62, 1 / 63 + 1 / 61]
-    torch.testing.assert_close(fused, torch.tensor(expected, dtype=torch.float64))
+def test_fused_scores_by_hand():
+    """Each ranking counts from 0 to 1, whatever its units; one of equal scores counts 0."""
+    fused = fuse(torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.0, 2.0, 4.0]), torch.tensor([7.0, 7.0, 7.0]))
+    torch.testing.assert_close(fused, torch.tensor([0.5, 1.5, 1.0], dtype=torch.float64))
 
 
 def test_words_find_the_names_that_are_made_of_them():
