@@ -1,5 +1,6 @@
-# More of everything than in retrieve_tiny.py: twice the width, windows of 256 tokens, 1600 iterations, and more training
-# pairs (comments with the code below them, names of functions without a docstring, later paragraphs of docstrings).
+# More of everything than in retrieve_tiny.py: twice the width, windows of 256 tokens, 1600 iterations, and more
+# training pairs (comments with the code below them, names of functions without a docstring, later paragraphs of
+# docstrings).
 out_dir = "out/retrieve_long"
 model_type = "mixer"
 pairs = "python_more_pairs"

@@ -1,8 +1,8 @@
-# A masked mixer that finds Python code by its docstring, trained on the code installed on this machine. Its one block has
-# no MLP: so it is little more than a sum of token vectors, weighted by their places, and trains six times as fast as with
-# one (results/retrieval.md).
-# The learning rate rises for 20 iterations, and then falls along a cosine to 0 at the last one: with another max_iters it
-# falls faster or slower from the start.
+# A masked mixer that finds Python code by its docstring, trained on the code installed on this machine. Its one block
+# has no MLP: so it is a sum of token vectors, weighted by their places, and trains many times as fast as with one
+# (results/retrieval.md).
+# The learning rate rises for 20 iterations, and then falls along a cosine to 0 at the last one: with another max_iters
+# it falls faster or slower from the start.
 out_dir = "out/retrieve_tiny"
 model_type = "mixer"
 pairs = "python_pairs"
