@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.getcwd()))
 
 from lib import plots  # noqa: E402
 from model import LanguageModel, MaskedConv, ModelConfig  # noqa: E402
+from results.power_law import best_widths  # noqa: E402
 
 
 def number(text):
@@ -172,11 +173,11 @@ for row in rows:  # all are Llamas, named by their number of attention heads: he
 title = "A Llama gains more by its embedding than by its number of heads"
 plots.plot_over(rows, "n_head", "compare/heads_over.png", title)
 
-rows = read("compare/scaling.csv")
-for row in rows:  # config/compare_scaling.py gives its Llamas an embedding std of 1
-    row["name"] = row["name"].replace("llama", "llama_std_1")
-title = "With 10 TFLOPs of training, models under 1 M parameters learn most"
-plots.plot_over(rows, "parameters", "compare/scaling_over.png", title)
+rows, stds = [], {"mixer": "mixer_std_tenth", "toeplitz": "toeplitz_std_tenth", "llama": "llama_std_1"}
+for (model, _), budgets in best_widths(read("compare/scaling.csv")).items():
+    rows += [row | {"name": f"{stds[model]}_{row['n_embd']}", "train_flops": flops} for flops, row in budgets.items()]
+title = "At the best width of each budget, mixer and Llama are level"
+plots.plot_over(rows, "train_flops", "compare/scaling_over.png", title)
 
 title = "One seed, the paper's decoder: with std 0.02, a Llama loses far more than a mixer"
 plots.plot_inversion(read("inversion/curves.csv"), "inversion/curves.png", title)

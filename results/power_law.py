@@ -1,0 +1,66 @@
+"""
+How does the loss fall with the FLOPs of training, if each budget goes to the width that makes the best of it?
+
+    python results/power_law.py    # reads results/compare/scaling.csv, writes power_law.csv beside it
+
+For each model and seed, the lowest loss at each budget is taken, and a straight line is fitted to its logarithm over
+that of the FLOPs: loss = factor * FLOPs ** -exponent (Kaplan and others, arXiv 2001.08361). Three seeds give three
+exponents, whose range is their error. A power law without a constant fails in the long run, as no loss falls below the
+entropy of text: it describes these budgets, and does not say what happens beyond.
+"""
+import csv
+import math
+import os
+import sys
+from statistics import fmean, linear_regression
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from lib.runs import replacing  # noqa: E402
+
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compare")
+
+
+def fit_power_law(flops, losses):
+    """(exponent, factor) of loss = factor * flops ** -exponent, by least squares of the logarithms."""
+    slope, intercept = linear_regression([math.log(x) for x in flops], [math.log(y) for y in losses])
+    return -slope, math.exp(intercept)
+
+
+def best_widths(rows):
+    """{(model, seed): {budget in FLOPs: the row with the lowest loss}} of rows with names such as mixer_32.
+
+    A run stops after the step that passes its budget, so that budgets are rounded to two digits.
+    """
+    best = {}
+    for row in rows:
+        model, budget = row["name"].rsplit("_", 1)[0], float(f"{float(row['train_flops']):.1e}")
+        runs = best.setdefault((model, int(row["seed"])), {})
+        if budget not in runs or float(row["val_loss"]) < float(runs[budget]["val_loss"]):
+            runs[budget] = row
+    return best
+
+
+def main():
+    fits = []
+    with open(os.path.join(FOLDER, "scaling.csv"), encoding="utf-8", newline="") as f:
+        next(f)  # the command
+        rows = list(csv.DictReader(f))
+    for (model, seed), runs in best_widths(rows).items():
+        losses = [float(row["val_loss"]) for row in runs.values()]
+        exponent, factor = fit_power_law(runs, losses)
+        off = max(abs(loss - factor * flops ** -exponent) for flops, loss in zip(runs, losses))
+        fits.append((model, seed, exponent, factor, off))
+    with replacing(os.path.join(FOLDER, "power_law.csv"), "w") as f:
+        f.write("# python results/power_law.py; off: the largest distance of a loss from its line, in nats\n")
+        rows = csv.writer(f, lineterminator="\n")
+        rows.writerow(["model", "seed", "exponent", "factor", "off"])
+        rows.writerows([model, seed, f"{exponent:.4f}", f"{factor:.3f}", f"{off:.3f}"]
+                       for model, seed, exponent, factor, off in sorted(fits))
+    for model in sorted({fit[0] for fit in fits}):
+        exponents = [fit[2] for fit in fits if fit[0] == model]
+        print(f"{model}: exponent {fmean(exponents):.4f} ({min(exponents):.4f} to {max(exponents):.4f})")
+
+
+if __name__ == "__main__":
+    main()
