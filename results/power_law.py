@@ -5,8 +5,9 @@ How does the loss fall with the FLOPs of training, if each budget goes to the wi
 
 For each model and seed, the lowest loss at each budget is taken, and a straight line is fitted to its logarithm over
 that of the FLOPs: loss = factor * FLOPs ** -exponent (Kaplan and others, arXiv 2001.08361). Three seeds give three
-exponents, whose range is their error. A power law without a constant fails in the long run, as no loss falls below the
-entropy of text: it describes these budgets, and does not say what happens beyond.
+exponents; their range shows the noise of the seeds, not that of the widths and learning rates tried. How far the
+losses lie from their lines shows whether they follow a power law at all: in the long run they cannot, as no loss falls
+below the entropy of text.
 """
 import csv
 import math
@@ -42,24 +43,24 @@ def best_widths(rows):
 
 
 def main():
-    fits = []
     with open(os.path.join(FOLDER, "scaling.csv"), encoding="utf-8", newline="") as f:
         next(f)  # the command
-        rows = list(csv.DictReader(f))
-    for (model, seed), runs in best_widths(rows).items():
-        losses = [float(row["val_loss"]) for row in runs.values()]
-        exponent, factor = fit_power_law(runs, losses)
-        off = max(abs(loss - factor * flops ** -exponent) for flops, loss in zip(runs, losses))
-        fits.append((model, seed, exponent, factor, off))
+        best = best_widths(csv.DictReader(f))
+    budgets = sorted(set.union(*map(set, best.values())))
+    exponents = {}
     with replacing(os.path.join(FOLDER, "power_law.csv"), "w") as f:
-        f.write("# python results/power_law.py; off: the largest distance of a loss from its line, in nats\n")
+        f.write("# python results/power_law.py; off: how far the loss at a budget lies above its line, in nats\n")
         rows = csv.writer(f, lineterminator="\n")
-        rows.writerow(["model", "seed", "exponent", "factor", "off"])
-        rows.writerows([model, seed, f"{exponent:.4f}", f"{factor:.3f}", f"{off:.3f}"]
-                       for model, seed, exponent, factor, off in sorted(fits))
-    for model in sorted({fit[0] for fit in fits}):
-        exponents = [fit[2] for fit in fits if fit[0] == model]
-        print(f"{model}: exponent {fmean(exponents):.4f} ({min(exponents):.4f} to {max(exponents):.4f})")
+        names = [f"off_{flops:g}".replace("+", "") for flops in budgets]
+        rows.writerow(["model", "seed", "exponent", "factor", *names])
+        for (model, seed), runs in sorted(best.items()):
+            losses = [float(runs[flops]["val_loss"]) for flops in budgets]
+            exponent, factor = fit_power_law(budgets, losses)
+            off = [loss - factor * flops ** -exponent for flops, loss in zip(budgets, losses)]
+            rows.writerow([model, seed, f"{exponent:.4f}", f"{factor:.3f}", *(f"{x:.3f}" for x in off)])
+            exponents.setdefault(model, []).append(exponent)
+    for model, values in exponents.items():
+        print(f"{model}: exponent {fmean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
 
 
 if __name__ == "__main__":
