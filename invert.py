@@ -119,8 +119,7 @@ def fresh_models(args):
         config = build_config(vars(args) | dict(model_type=name, embd_std=std, init=init), meta["vocab_size"])
         columns = dict(model=f"{name} init={config.init}", trained="no", embedding_std=config.embd_std, seed=seed)
         yield Subject(columns, config, "", folder, meta, prompts)
-        own_init = config.init == ModelConfig(model_type=name).init
-        if args.train_tokens and (seed == args.seed or own_init):  # all would take twice as long
+        if args.train_tokens:
             path = os.path.join(args.out_dir, f"{name}_{config.init}_{config.embd_std:g}_{seed}", "ckpt.pt")
             yield Subject(columns | dict(trained="yes"), config, path, folder, meta, prompts)
 
