@@ -48,8 +48,9 @@ COMMENT = re.compile(r"((?:^[ \t]*#.*\n)+)((?:^[ \t]*[^\s#].*\n){1,20})", re.MUL
 
 READ_BYTES = 2 ** 20            # bytes of a file that are read at a time
 MIN_DOCUMENTS = 100             # fewer documents are each cut in two, since hashing a handful gives lopsided splits
-MIN_QUERY, MAX_QUERY = 20, 300  # characters of a docstring's paragraph that becomes a query
-MIN_BODY = 80                   # characters of code that becomes a passage
+MIN_QUERY = 20                  # characters of a docstring's paragraph or a comment; a heading may be shorter
+MAX_QUERY = 300                 # characters of any query made from a file
+MIN_BODY = 80                   # characters of its passage: code, a section, or the rest of a text
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -418,8 +419,8 @@ def opening_pairs(text):
 def split_folder_pairs(path, query_key, passage_key, val_fraction):
     """The pairs in the files of a folder, or in one file: code, sections, texts, and rows of .jsonl files.
 
-    A row without a query may have a title and a text instead. Pairs are split by file, or by passage if there are few
-    files.
+    A row without a query may have a title and a text instead. Pairs are split by file, wherever the folder lies, or by
+    passage if there are few files.
     """
     files, _ = find_files(path, OWN_FILES)
     makers = {".py": docstring_pairs, ".md": section_pairs, ".rst": section_pairs}
@@ -432,7 +433,7 @@ def split_folder_pairs(path, query_key, passage_key, val_fraction):
                     yield from split_rows([(where, row)], *keys, val_fraction)
             continue
         for query, passage in makers.get(ending, opening_pairs)("".join(read_pieces(file))):
-            key = passage if len(files) < MIN_DOCUMENTS else str(file)
+            key = passage if len(files) < MIN_DOCUMENTS else file.relative_to(path).as_posix()
             yield choose_side(b"pair " + key.encode(), val_fraction), query, passage
 
 
@@ -448,7 +449,8 @@ def split_rows(rows, query_key, passage_key, val_fraction):
         items = [{passage_key: text} for text in value] if isinstance(value, list) else [row]
         for item in items:
             passage = text_of(where, item, passage_key, "passage_key")
-            # With the prefix, split_documents can still split the passages of the training pairs: it hashes others.
+            # The prefix makes this split independent of that by split_documents, which hashes the bare text. Without
+            # it, a dataset made from the training passages would have no validation side.
             yield choose_side(b"pair " + passage.encode(), val_fraction), query, passage
 
 
@@ -474,7 +476,7 @@ def load_pairs(folder, side):
 
 
 def choose_held_out(queries, passages, gold, n_queries, n_passages):
-    """The same n_queries every time, with their passages and others, n_passages in all (0: all there are).
+    """The same n_queries every time, with all their passages; others are added up to n_passages (0: all there are).
 
     Takes and returns what load_pairs returns.
     """

@@ -132,6 +132,17 @@ def test_many_files_are_split_by_file(tmp_path):
     assert len(sides) == 100 and 10 < list(sides.values()).count("val") < 50
 
 
+def test_a_folder_can_move_without_another_split(tmp_path):
+    """Which files are held out depends on their places in the folder, not on where the folder lies."""
+    made = []
+    for folder in tmp_path / "here", tmp_path / "there" / "too":
+        folder.mkdir(parents=True)
+        for i in range(100):
+            (folder / f"{i}.txt").write_text(f"Opening {i}\n{'word ' * 30}", encoding="utf-8")
+        made.append(list(split_folder_pairs(folder, "query", "passage", 0.3)))
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("source", ["def f(:", "x = '\\0'\0", "(" * 5000, "é = 1\x0c\nclass \ud800: pass"])
 def test_source_that_does_not_parse_has_no_pairs(source):
     assert list(docstring_pairs(source)) == []
