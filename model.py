@@ -154,10 +154,11 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(2, config.n_embd).uniform_(-0.7, 0.7))  # as nn.Conv1d of two inputs
 
     def forward(self, x, cache=None):
-        first = torch.zeros_like(x[:, :1])                                                # (B, 1, C)
+        last = torch.zeros_like(x[:, :1])  # what stands before the first token              (B, 1, C)
         if cache:
-            first, cache.states[self] = cache.states.get(self, first), x[:, -1:]
-        before = torch.cat([first, x[:, :-1]], dim=1)                                     # (B, T, C)
+            last = cache.states.get(self, last)
+            cache.states[self] = x[:, -1:]
+        before = torch.cat([last, x[:, :-1]], dim=1)                                      # (B, T, C)
         return self.weight[0] * x + self.weight[1] * before
 
     def flops(self, T):
@@ -282,7 +283,7 @@ class ModelConfig:
     bias: bool | str = "auto"         # biases in Linear and LayerNorm (a convolution always has its own)
     residual: bool = True             # false: the output of a step replaces x, instead of being added to it
     tie: bool = False                 # the head shares the weights of the embedding
-    embd_std: float | str = "auto"    # (0, inf) initial standard deviation of the token embedding
+    embd_std: float | str = "auto"    # (0, inf) initial standard deviation of token embedding and learned positions
     init: str = "auto"                # auto | torch | normal: the other weights, see LanguageModel.init_weights
     # end of defaults
     vocab_size: int = 4096            # V: given by the data
@@ -404,7 +405,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """All initialisation.
+        """Draw all weights but those of norms and ShortConv, which start by themselves.
 
         init="torch", as in the paper's mixers: U(-1/sqrt(n), 1/sqrt(n)) for n inputs, in Linear (by PyTorch) and in
         the convolution (n = block_size times taps). init="normal", as in its transformers: N(0, 0.02), and
@@ -412,6 +413,8 @@ class LanguageModel(nn.Module):
         learn late from there (results/architectures.md), so they start as mixers do.
         """
         for module in self.modules():
+            if module is self.lm_head and module.weight is self.wte.weight:
+                continue  # a tied head starts as the embedding does
             if isinstance(module, nn.Linear) and self.config.init == "normal":
                 module.weight.normal_(0, 0.02)
                 if module.bias is not None:
@@ -540,14 +543,14 @@ class LanguageModel(nn.Module):
                 idx = idx[:, -max(1, block_size // 2):]
                 cache.length, cache.states, unread = 0, {}, idx
             x = self.run_blocks(self.embed(unread if cached else idx), cache=cache if cached else None)
-            drawn = sample_token(self.head(x[:, -1])[0], temperature, top_k, top_p, generator).tolist()
-            tokens, new = [], []
+            tokens = sample_token(self.head(x[:, -1])[0], temperature, top_k, top_p, generator).tolist()
+            new = [None] * len(prompts)
             for b, prompt in enumerate(prompts):
-                inside = step < len(prompt)  # a row that is still inside its prompt takes the prompt's token
-                tokens.append(prompt[step] if inside else drawn[b])
-                new.append(drawn[b] if not inside and n_left[b] else None)
-                if new[b] is not None:
-                    n_left[b] = 0 if new[b] == stop_token else n_left[b] - 1
+                if step < len(prompt):  # the prompt is still being read, and has the next token itself
+                    tokens[b] = prompt[step]
+                elif n_left[b]:
+                    new[b] = tokens[b]
+                    n_left[b] = 0 if tokens[b] == stop_token else n_left[b] - 1
             yield new
             unread = torch.tensor(tokens, device=device)[:, None]                         # (B, 1)
             idx, step = torch.cat([idx, unread], dim=1), step + 1
@@ -562,5 +565,6 @@ def sample_token(logits, temperature, top_k, top_p, generator):
     p = logits.softmax(dim=-1)
     if top_p and top_p < 1:
         p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # the tokens before it add up to top_p already
-    race = p / torch.empty_like(p).exponential_(generator=generator)  # torch.multinomial would wait for the device
+    # Token i has the largest p[i] / Exp(1) with probability p[i]. torch.multinomial would wait for the device.
+    race = p / torch.empty_like(p).exponential_(generator=generator)
     return idx.gather(1, race.argmax(dim=-1, keepdim=True))[:, 0]

@@ -101,8 +101,8 @@ def recallable(idx, targets):
 def token_losses(model, idx, targets):
     """The loss of each target in nats, and whether it is the likeliest token: idx, targets (B, T) -> (B, T) each.
 
-    They are 0 and False where the target is -1. The targets of an autoencoder are idx. All logits, (B, T, V), could
-    take gigabytes: some rows of them are computed at a time.
+    They are 0 and False where the target is -1. For an autoencoder, pass idx as the targets. All logits, (B, T, V),
+    could take gigabytes: some rows of them are computed at a time.
     """
     hidden = getattr(model, "hidden", model.run_blocks)
     x = model.final_norm(hidden(model.embed(idx))).flatten(0, 1)                          # (B*T, C)

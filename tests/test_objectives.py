@@ -19,6 +19,14 @@ def tokens(n=T):
     return torch.randint(V, (B, n), generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.parametrize("kind", [Autoencoder, Bidirectional])
+def test_a_tied_head_starts_as_the_embedding(kind):
+    """Its weights are drawn once, with embd_std, although these models draw theirs a second time."""
+    model = build(kind, model_type="llama", tie=True, embd_std=3.0, vocab_size=997)
+    assert model.lm_head.weight is model.wte.weight
+    assert model.wte.weight.std().item() == pytest.approx(3.0, rel=0.1)
+
+
 @pytest.mark.parametrize("model_type", MODELS)
 def test_the_decoder_knows_one_vector(model_type):
     """The logits at every position depend on the last of the encoder's states and on no other state."""
