@@ -28,7 +28,7 @@ from lib.data import document_starts, load_meta, load_tokens, text_sums, validat
 from lib.device import setup
 from lib.objectives import loss_by_position, recallable, token_losses
 from lib.plots import describe, plot_mixing, plot_positions, plot_recall
-from lib.runs import load_model, make_folder, write_rows
+from lib.runs import load_model, make_folder, used_settings, write_rows
 from lib.sources import read_prompt
 from model import Attention
 from train import get_batch
@@ -125,11 +125,11 @@ def checkpoint_paths(run):
 
 def load_validation(path, checkpoint, args):
     """The validation tokens of a checkpoint's dataset. Raises ValueError for a model that these do not measure."""
-    used = checkpoint["config"]
-    objective, folder = used.get("objective", "causal"), os.path.join(args.data_dir, used["dataset"])
-    if objective != "causal":
-        raise ValueError(f"{path} was trained with objective={objective}: look.py is for models that predict the next "
-                         "token")
+    used = used_settings(checkpoint)
+    folder = os.path.join(args.data_dir, used["dataset"])
+    if used["objective"] != "causal":
+        raise ValueError(f"{path} was trained with objective={used['objective']}: look.py is for models that predict "
+                         "the next token")
     meta = load_meta(folder)
     if text_sums(meta) != text_sums(checkpoint["meta"]):
         raise ValueError(f"{folder} has changed since {path} was trained: its validation text may be known to the "
@@ -188,13 +188,15 @@ def main(args):
             data = load_validation(path, checkpoint, args)
             if state["iter"] in rows:
                 continue  # the last checkpoint has been kept, too
-            is_packed = checkpoint["config"].get("windows", "packed") == "packed"
-            measures = measure(model, data, args.n_windows, args.batch_size, None if is_packed else end_of_text)
-            row = dict(name=run, iter=state["iter"], tokens=state["tokens"]) | split_by_recall(*measures)
+            is_packed = used_settings(checkpoint)["windows"] == "packed"
+            losses, right, recalled, targets = measure(model, data, args.n_windows, args.batch_size,
+                                                       None if is_packed else end_of_text)
+            row = dict(name=run, iter=state["iter"], tokens=state["tokens"])
+            row |= split_by_recall(losses, right, recalled, targets)
             rows[state["iter"]] = row
             print(*(f"{value:.4f}" if isinstance(value, float) else value for value in row.values()), sep="  ")
         recall += rows.values()
-        positions += position_rows(run, measures[0], measures[3])
+        positions += position_rows(run, losses, targets)  # of the last checkpoint
         ids = tokenizer.encode_ordinary(text) if text else start_of_text(data, end_of_text)
         draw_mixing(model, tokenizer, ids[:model.config.block_size], run)
     make_folder(args.out_dir)

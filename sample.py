@@ -20,7 +20,7 @@ if __name__ == "__main__":
 from lib.data import stream_text
 from lib.device import autocast, compile_or_not, setup
 from lib.fast import fixed_step, prepare_for_sampling, use_fixed_steps
-from lib.runs import load_model
+from lib.runs import load_model, used_settings
 from lib.sources import read_prompt
 
 # defaults: change them with --key=value
@@ -46,11 +46,14 @@ def main(args):
         raise ValueError("--compile=true compiles a step of lib/fast.py: it needs --fast=true")
     text = read_prompt(args.start)
     device, dtype = setup(args.device, args.dtype, args.fast)
-    model, tokenizer, state = load_model(os.path.join(args.out_dir, args.checkpoint), device)
-    objective = state["config"].get("objective", "causal")
-    if objective != "causal":
-        raise ValueError(f"{args.out_dir} was trained with objective={objective}: it cannot continue a text")
-    end_of_text = state["meta"]["eot_id"]
+    model, tokenizer, checkpoint = load_model(os.path.join(args.out_dir, args.checkpoint), device)
+    used = used_settings(checkpoint)
+    if used["objective"] != "causal":
+        raise ValueError(f"{args.out_dir} was trained with objective={used['objective']}: it cannot continue a text")
+    if not text and used["windows"] == "document":
+        raise ValueError(f"{args.out_dir} was trained with windows=document and has never seen what comes before a "
+                         "document: give its beginning by --start")
+    end_of_text = checkpoint["meta"]["eot_id"]
     prompt = tokenizer.encode_ordinary(text) or [end_of_text]  # an empty prompt is the start of a document
     if len(prompt) > model.config.block_size:
         raise ValueError(f"the prompt has {len(prompt)} tokens, the window {model.config.block_size}: shorten --start")

@@ -115,8 +115,9 @@ def forward_backward(run, starts, exchange=True):
     loss_sum = torch.zeros((), device=run.device)
     for i, micro_batch in enumerate(micro_batches):
         idx, targets = get_batch(run.data["train"], micro_batch, T, run.device, run.end_of_text)
-        alone = run.world_size > 1 and not (exchange and i == len(micro_batches) - 1)
-        with run.model.no_sync() if alone else nullcontext():
+        is_last = i == len(micro_batches) - 1
+        skips_exchange = run.world_size > 1 and not (exchange and is_last)
+        with run.model.no_sync() if skips_exchange else nullcontext():
             with autocast(run.device, run.dtype):
                 loss = run.model(idx, targets, return_logits=False)[1] / len(micro_batches)
             run.scaler.scale(loss).backward()
@@ -149,7 +150,7 @@ class MuonAndAdamW(torch.optim.Muon):
             view.grad = grad
         for weight in self.weights:
             weight.grad = None  # AdamW passes over a parameter without a gradient
-        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state  # a resumed run has new ones
+        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state  # load_state_dict replaces both
         self.adamw.step()
         self.adamw.zero_grad()  # so that Muon passes over its parameters
         super().step()
@@ -182,8 +183,7 @@ def learning_rate_at(it, progress, args):
     if not args.decay_lr:
         return args.learning_rate
     if args.lr_decay_iters:
-        progress = it / args.lr_decay_iters
-    progress = min(progress, 1.0)
+        progress = min(it / args.lr_decay_iters, 1.0)
     share = 1 - progress if args.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return args.min_lr + (args.learning_rate - args.min_lr) * share
 
@@ -200,11 +200,7 @@ def sum_measures(run, starts):
     model.eval()
     sums = np.zeros(5)
     for i in range(0, len(starts), B):
-        batch = starts[i:i + B]
-        filled = batch + [0] * (B - len(batch))  # a smaller last batch would be compiled anew
-        idx, targets = get_batch(run.data["val"], filled, T, run.device, run.end_of_text)
-        is_filler = torch.arange(B, device=run.device)[:, None] >= len(batch)             # (B, 1)
-        targets = targets.masked_fill(is_filler, -1)
+        idx, targets = get_batch(run.data["val"], starts[i:i + B], T, run.device, run.end_of_text)
         recalled = recallable(idx, targets)                                               # (B, T)
         if run.args.objective == "autoencode":
             targets = idx.masked_fill(targets < 0, -1)
@@ -260,7 +256,7 @@ def show(row, progress):
 
 def log(run, lr, norm, progress, speed, evaluates):
     """Write a row of the log, after an evaluation if it is due. Raises FloatingPointError if the loss is not finite."""
-    state, val = run.state, run.meta["val"]
+    state = run.state
     train_loss, = across_ranks([state["loss_sum"] / run.world_size])
     train_loss = train_loss / state["loss_count"] if state["loss_count"] else None
     measures = evaluate(run) if evaluates else {}
@@ -273,11 +269,12 @@ def log(run, lr, norm, progress, speed, evaluates):
         return
     if evaluates:
         state["val_loss"] = val_loss
-    bits_per_byte = val_loss / math.log(2) * val["tokens"] / val["bytes"] if evaluates else None
+        text = run.meta["val"]
+        measures["val_bpb"] = val_loss / math.log(2) * text["tokens"] / text["bytes"]
     row = measures | dict(iter=state["iter"], tokens=state["tokens"], seconds=state["seconds"], train_loss=train_loss,
-                          val_bpb=bits_per_byte, lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
+                          lr=lr, grad_norm=norm.item(), tok_per_sec=speed,
                           mfu=speed * run.flops_per_token / run.peak_flops)
-    show(row, min(progress, 1))
+    show(row, progress)
     append_row(os.path.join(run.out_dir, "log.csv"), [row.get(column) for column in COLUMNS])
     if run.wandb:
         run.wandb.log({key: value for key, value in row.items() if value is not None}, step=row["iter"])
@@ -299,7 +296,7 @@ def train(run, stop):
         seconds, caught = across_ranks([state["seconds"] + time.perf_counter() - clock, float(stop.caught)],
                                        dist.ReduceOp.MAX)
         used = [(it, args.max_iters), (state["tokens"], args.max_tokens), (seconds, args.max_seconds)]
-        progress = max(amount / budget for amount, budget in used if budget)
+        progress = min(1.0, max(amount / budget for amount, budget in used if budget))
         lr = learning_rate_at(it, progress, args)
         done = progress >= 1 or caught
         keeps = args.keep_every > 0 and it % args.keep_every == 0
@@ -438,16 +435,15 @@ def build_run(args):
 
 
 def compile_run(run):
-    """Compile the model by a throwaway step and an evaluation, so that compilation is not timed."""
+    """Compile the model by a throwaway step, so that compilation is not timed."""
     run.model = run.raw_model
     if run.world_size > 1:
         run.model = DistributedDataParallel(run.raw_model, gradient_as_bucket_view=True)
         run.model.broadcast_buffers = False  # the rotary tables are the same in all processes
-    B = run.args.batch_size
+    n_windows = run.args.gradient_accumulation_steps * run.args.batch_size
 
     def use():  # any windows will do; nothing is exchanged, because compilation may fail in one process alone
-        forward_backward(run, [0] * run.args.gradient_accumulation_steps * B, exchange=False)
-        sum_measures(run, [0] * B)
+        forward_backward(run, [0] * n_windows, exchange=False)
     try:
         compile_model(run.raw_model, use, run.args.compile)
     except torch.OutOfMemoryError:
@@ -473,15 +469,17 @@ def finish(run, caught):
     if caught:
         print(f"stopped by a signal; go on with: {resume_command('train.py')}")
     elif args.sample_tokens and args.objective == "causal":
-        print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}):\n")
         uncompile_model(run.raw_model.eval())
+        tokenizer = build_tokenizer(run.meta)
         known = run.data["val"][:1].tolist() if args.windows == "document" else []
+        start = f" --start={shlex.quote(tokenizer.decode(known))}" if known else ""
+        print(f"a sample (more: python sample.py --out_dir={shlex.quote(run.out_dir)}{start}):\n")
         # A document window never has the end-of-text token as its first input, so the model cannot begin with it.
         start = known or [run.meta["eot_id"]]
         steps = run.raw_model.generate([start], args.sample_tokens, 0.8, top_k=200, seed=args.seed,
                                        stop_token=run.end_of_text)
         tokens = known + [token for token, in steps if token != run.end_of_text]
-        print("".join(stream_text(build_tokenizer(run.meta), tokens)))
+        print("".join(stream_text(tokenizer, tokens)))
 
 
 def main(args):

@@ -63,7 +63,7 @@ def choose_device(name):
         elif torch.backends.mps.is_available() and rank is None:  # gloo cannot exchange gradients on MPS
             name = "mps"
         elif shutil.which("nvidia-smi"):
-            print(f"running on the CPU: PyTorch cannot use the NVIDIA GPU of this machine ({complaint_about('cuda')})")
+            say(f"running on the CPU: PyTorch cannot use the NVIDIA GPU of this machine ({complaint_about('cuda')})")
     if name == "cuda" and rank is not None:  # each process has a GPU of its own
         name = f"cuda:{rank}"
     if complaint := complaint_about(name):

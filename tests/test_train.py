@@ -4,6 +4,8 @@ import json
 import math
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -304,6 +306,15 @@ def test_a_sample_of_a_document_does_not_show_its_end(run, monkeypatch):
     for windows, end in ("document", "x\n"), ("packed", "x<|endoftext|>\n"):
         _, out, _ = run("train.py", "--max_iters=1", f"--windows={windows}", "--sample_tokens=5")
         assert out.endswith(end), out
+
+
+def test_a_model_of_documents_wants_a_beginning(run):
+    """It has never seen what comes before one, so train.py names a command with a beginning."""
+    _, out, _ = run("train.py", "--max_iters=1", "--windows=document", "--sample_tokens=5")
+    command = re.search(r"python (sample.py .*)\):", out).group(1)
+    assert run(*shlex.split(command), "--max_new_tokens=3")[0] == 0
+    status, _, err = run(*shlex.split(command)[:2])
+    assert status == 2 and "give its beginning by --start" in err
 
 
 def test_bits_per_byte_are_those_of_the_byte_tokenizer(run, tiny_data):
