@@ -96,7 +96,7 @@ def plan_variant(args, name, target):
               "max_iters": 0, "max_tokens": 0, "max_seconds": 0.0}
     for key in "out_dir", "init_from", "seed", *common:
         if key in overrides:
-            raise ValueError(f"compare.py itself sets {key}, alike for all variants")
+            raise ValueError(f"compare.py sets {key} itself: leave it out")
     overrides = overrides | {key: getattr(args, key) for key in ("dataset", "windows") if getattr(args, key)}
     arguments = [f"--{key}={value}" for key, value in overrides.items()]
     settings = configure([args.base, f"--fast={args.fast}", *arguments], "train.py", "model.py") | common
@@ -134,14 +134,16 @@ def plan_runs(args):
 def token_accuracy(model, data, objective, device, end_of_text=None, n_windows=64):
     """The share of validation tokens that the model holds for the most probable: the next ones, or, for an
     autoencoder, those of its input. With the id end_of_text, a window has one document from its beginning."""
-    T, shares = model.config.block_size, []
+    T, n_right, n = model.config.block_size, 0, 0
     documents = document_starts(data, end_of_text)
     for start in validation_windows(len(data), T, n_windows, documents).tolist():
         idx, targets = get_batch(data, [start], T, device, end_of_text)                   # (1, T)
         wanted = idx if objective == "autoencode" else targets
-        is_right = model(idx)[0].argmax(dim=-1) == wanted
-        shares.append(is_right[targets >= 0].float().mean().item())
-    return fmean(shares)
+        is_right = model(idx)[0].argmax(dim=-1) == wanted                                 # (1, T)
+        counted = targets >= 0
+        n_right += (is_right & counted).sum().item()
+        n += counted.sum().item()
+    return n_right / n
 
 
 def read_measures(folder):
@@ -229,7 +231,7 @@ def main(args):
     if unknown := sorted(set(args.only) - set(args.variants)):
         raise ValueError(f"only: {', '.join(unknown)} is none of the variants {', '.join(args.variants)}")
     known = configure([args.base], "train.py", "model.py")
-    if args.over and args.over not in COLUMNS and type(known.get(args.over)) not in (int, float):
+    if args.over and args.over not in COLUMNS[1:] and type(known.get(args.over)) not in (int, float):
         raise ValueError(f"over: {args.over!r} is neither a number among train.py's settings nor a column of "
                          "compare.csv")
     device, _ = setup(args.device, "float32", args.fast)
