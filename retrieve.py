@@ -59,7 +59,7 @@ normed_states = False           # read the hidden states after the final norm, w
 temperature = 0.05              # (0, inf) cosines are divided by it
 batch_size = 128                # [1, inf) pairs per iteration, each a negative for all others
 micro_batch_size = 64           # [1, inf) texts in one forward pass
-grad_cache = False              # hold one such pass in memory at a time: exact, but it takes one more
+grad_cache = False              # keep one such pass in memory at a time: the same gradients, for a second pass of each
 token_dropout = 0.0             # [0, 1) share of the tokens left out of a training text, other ones each time
 hard_from = ""                  # run whose nearest wrong passages join the batch as hard negatives
 n_context = 32                  # [3, inf) match: positions of the matcher, the query and n_context - 1 passages
@@ -74,8 +74,8 @@ grad_clip = 1.0                 # [0, inf) largest norm of the gradient; 0: no c
 eval_interval = 100             # [0, inf) iterations between evaluations, which save checkpoints; 0: only the last
 log_interval = 50               # [1, inf) iterations between lines of the log
 eval_queries = 2000             # [1, inf) held-out queries
-sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]  # [1, inf) numbers of candidates, if there are so many
-max_passages = 2000             # [0, inf) held-out passages, with the right ones among them; 0: all
+sizes = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]  # [1, inf) numbers of candidates, up to all passages
+max_passages = 2000             # [0, inf) held-out passages, or more if more are right ones; 0: all
 baselines = ["bm25"]            # to compare with: bm25, and names or paths of sentence-transformers models
 compare: list[str] = []         # runs to measure again, instead of training
 query: str | None = None        # text to search for, instead of training; -: each line of the standard input
@@ -91,7 +91,7 @@ compile = True                  # torch.compile; where it does not work, the run
 fast = True                     # faster equivalents of functions of model.py (lib/fast.py)
 # end of defaults
 
-LOG_COLUMNS = "iter,pairs,seconds,loss,lr,pairs_per_sec,top1_32,top1_128,top1_1024,mrr10".split(",")
+LOG_COLUMNS = "iter,pairs,seconds,loss,lr,pairs_per_sec,top1_32,top1_128,top1_1024,mrr10,held_out_loss".split(",")
 # Settings that cannot change when a run goes on, and neither can those of the model.
 FIXED = ("method", "pairs", "pooling", "padding", "normed_states", "hard_from", "n_context", "matcher_layers",
          "optimizer", "eval_queries", "max_passages")
@@ -178,7 +178,7 @@ def optimize(run, forward, run_once, step, evaluate, pairs_per_iter):
             lr = args.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
             done = progress >= 1 or caught
             is_due = done or (args.eval_interval > 0 and it % args.eval_interval == 0)
-            evaluates = is_due and (it > first_iter or not run.resumed)
+            evaluates = is_due and (it > first_iter or not run.resumed)  # a resumed run did so before it stopped
 
             if evaluates or (it % args.log_interval == 0 and it > first_iter):
                 state["loss_sum"] = loss_sum.item()  # waits for the device, so that the clock is right
@@ -290,10 +290,10 @@ def train_match(encoder, kept, training, held_out, args, checkpoint=None):
     sides = []  # training and held-out: per pair the embeddings of query and passage (N, C), and all pairs (N, 2)
     for queries, passages, gold in training, held_out:
         pairs = list_pairs(gold)
-        q, p = encoder.encode(queries, convert_to_tensor=True), encoder.encode(passages, convert_to_tensor=True)
-        sides.append((q[pairs[:, 0]], p[pairs[:, 1]], pairs.to(device)))
         if len(pairs) <= n:
             raise ValueError(f"n_context is at most the number of pairs, {len(pairs)}; got {args.n_context}")
+        q, p = encoder.encode(queries, convert_to_tensor=True), encoder.encode(passages, convert_to_tensor=True)
+        sides.append((q[pairs[:, 0]], p[pairs[:, 1]], pairs.to(device)))
     torch.manual_seed(args.seed)
     matcher = LanguageModel(ModelConfig(block_size=n + 1, n_layer=args.matcher_layers, n_embd=C, vocab_size=1,
                                         causal=False)).to(device)
@@ -316,8 +316,10 @@ def train_match(encoder, kept, training, held_out, args, checkpoint=None):
 
     @torch.no_grad()
     def evaluate():
-        N, B, same_draws = len(sides[1][0]), args.batch_size, torch.Generator(device).manual_seed(0)
-        rows = torch.arange(N, device=device)[:N // B * B or N]  # whole batches, if there is one
+        N, B = len(sides[1][0]), args.batch_size
+        same_draws = torch.Generator(device).manual_seed(0)
+        n_rows = N // B * B or N  # whole batches, if there is one
+        rows = torch.arange(n_rows, device=device)
         losses = [loss_of(sides[1], part, same_draws, match_logits) for part in rows.split(B)]
         loss = torch.stack(losses).mean().item()
         print(f"held-out cross-entropy among {n} passages: {loss:.4f} (by chance {math.log(n):.4f})")
@@ -355,7 +357,8 @@ def build_encoder(args, device, dtype, resumes=False):
                           args.normed_states)
         if not args.pretrain_seconds:
             return encoder, meta
-        path = os.path.join(args.out_dir, f"pretrained_{args.pretrain_seconds:g}_s")  # train_run may exceed a budget
+        # A folder for each budget, because train_run would take a longer run for a shorter one.
+        path = os.path.join(args.out_dir, f"pretrained_{args.pretrain_seconds:g}_s")
         settings = {key: value for key, value in asdict(model.config).items() if key != "vocab_size"}
         train_run(path, **settings, dataset=args.dataset, data_dir=args.data_dir, device=args.device, dtype=args.dtype,
                   compile=args.compile, fast=args.fast, seed=args.seed, max_iters=0, batch_size=16, warmup_iters=100,
@@ -428,7 +431,8 @@ def main(args):
             rows.append(dict(model=name, pairs=args.pairs) | measures)
     for name in args.compare:
         encoder, compared = load_encoder(name, device, dtype)
-        row = dict(model=name, method="infonce", pairs=args.pairs, seed=compared["config"]["seed"])
+        used = compared["config"]
+        row = dict(model=name, method=used.get("method", ""), pairs=args.pairs, seed=used["seed"])
         rows.append(row | measure_encoder(encoder.encode, *held_out, args.sizes))
         if args.fusion:
             row |= dict(model=f"{name} and bm25", method="fusion")

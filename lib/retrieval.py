@@ -174,6 +174,18 @@ def epoch_batch(pairs, size, seed, it):
     return pairs[order[place * size:(place + 1) * size]]
 
 
+def best_passages(queries, passages, k, block=65536):
+    """(scores, indices), each (Q, k): the k of P passages (P, C) nearest to each query (Q, C), best first."""
+    scores, indices = [], []
+    for start in range(0, len(passages), block):  # all scores at once could fill the memory
+        part = linear_of_few_rows(queries, torch.as_tensor(passages[start:start + block]))  # (Q, block)
+        top = part.topk(min(k, part.size(1)))
+        scores.append(top.values)
+        indices.append(top.indices + start)
+    top = torch.cat(scores, dim=1).topk(min(k, len(passages)))
+    return top.values, torch.cat(indices, dim=1).gather(1, top.indices)
+
+
 def nearest_wrong(encoder, queries, passages, gold):
     """For each query the index of the wrong passage that the encoder puts first, or None if all are right."""
     q, p = torch.from_numpy(encoder.encode(queries)), torch.from_numpy(encoder.encode(passages))
@@ -187,8 +199,9 @@ def nearest_wrong(encoder, queries, passages, gold):
 
 def hard_negatives(nearest, queries, gold):
     """The nearest wrong passages of the queries, all of them indices, without those that answer one of the queries."""
-    answers = {None}.union(*(gold[query] for query in queries))  # None: the query has no wrong passage
-    return [nearest[query] for query in queries if nearest[query] not in answers]
+    answers = {passage for query in queries for passage in gold[query]}
+    found = [nearest[query] for query in queries]
+    return [passage for passage in found if passage is not None and passage not in answers]
 
 
 def is_right(queries, passages, pairs):
@@ -321,15 +334,3 @@ def measure_baseline(name, queries, passages, gold, sizes):
         print(f"no baseline {name}: pip install {(e.name or name).replace('_', '-')}")
     except Exception as e:  # a hub, a network, a dozen file formats, anybody's models
         print(f"no baseline {name}: {(str(e) or type(e).__name__).splitlines()[0]}")
-
-
-def best_passages(queries, passages, k, block=65536):
-    """(scores, indices), each (Q, k): the k of P passages (P, C) nearest to each query (Q, C), best first."""
-    scores, indices = [], []
-    for start in range(0, len(passages), block):  # all scores at once could fill the memory
-        part = linear_of_few_rows(queries, torch.as_tensor(passages[start:start + block]))  # (Q, block)
-        top = part.topk(min(k, part.size(1)))
-        scores.append(top.values)
-        indices.append(top.indices + start)
-    top = torch.cat(scores, dim=1).topk(min(k, len(passages)))
-    return top.values, torch.cat(indices, dim=1).gather(1, top.indices)

@@ -572,6 +572,8 @@ def test_a_matcher_is_trained(pairs_run):
     status, out, err = pairs_run("retrieve.py", *TINY, *match, "--out_dir=match")
     assert status == 0, err
     assert "among 4 passages" in out and table("match")[0]["method"] == "match 5"
+    logged = float(table("match", "log")[-1]["held_out_loss"])
+    assert logged == pytest.approx(float(table("match")[0]["loss"]), abs=1e-6)
 
 
 def test_bad_retrieval_input_is_refused(pairs_run, refused):
