@@ -1,6 +1,7 @@
 # How does the order of the architectures change with the window length T? Each step trains on 2048 tokens; C 128, L 4.
-# Each model has the embedding that suits it better (compare_ablations.py); learning rates were tuned at T 64, 128 and
-# 512 (results/architectures.md). Losses can be compared at equal T only.
+# Each model has the embedding that suits it better (compare_ablations.py), and the Toeplitz mixer also std 1; learning
+# rates were tuned at T 64, 128 and 512 (results/architectures.md): slow is a lower one, better on the text python in
+# long windows. Losses can be compared at equal T only.
 # One document per window: --windows=document. Another text: --dataset=NAME. Equal time: --budget=seconds --amount=40.
 out_dir = "out/compare_context"
 base = "config/mixer_tiny.py"
@@ -31,6 +32,8 @@ variants = {
     "toeplitz_std_tenth_256": {"block_size": 256, "batch_size": 8, "toeplitz": True, "embd_std": 0.1},
     "llama_std_1_256": {"block_size": 256, "batch_size": 8, "model_type": "llama", "embd_std": 1.0,
         "learning_rate": 8e-3},
+    "llama_std_1_slow_256": {"block_size": 256, "batch_size": 8, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 4e-3},
     "hybrid_256": {"block_size": 256, "batch_size": 8, "model_type": "hybrid", "learning_rate": 8e-3},
     "gpt_256": {"block_size": 256, "batch_size": 8, "model_type": "gpt", "learning_rate": 4e-3},
     "mixer_std_tenth_512": {"block_size": 512, "batch_size": 4, "embd_std": 0.1},
@@ -38,6 +41,8 @@ variants = {
     "toeplitz_std_tenth_512": {"block_size": 512, "batch_size": 4, "toeplitz": True, "embd_std": 0.1},
     "llama_std_1_512": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
         "learning_rate": 8e-3},
+    "llama_std_1_slow_512": {"block_size": 512, "batch_size": 4, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 4e-3},
     "hybrid_512": {"block_size": 512, "batch_size": 4, "model_type": "hybrid", "learning_rate": 8e-3},
     "gpt_512": {"block_size": 512, "batch_size": 4, "model_type": "gpt", "learning_rate": 4e-3},
     "mixer_std_tenth_1024": {"block_size": 1024, "batch_size": 2, "embd_std": 0.1},
@@ -45,6 +50,8 @@ variants = {
     "toeplitz_std_tenth_1024": {"block_size": 1024, "batch_size": 2, "toeplitz": True, "embd_std": 0.1},
     "llama_std_1_1024": {"block_size": 1024, "batch_size": 2, "model_type": "llama", "embd_std": 1.0,
         "learning_rate": 8e-3},
+    "llama_std_1_slow_1024": {"block_size": 1024, "batch_size": 2, "model_type": "llama", "embd_std": 1.0,
+        "learning_rate": 4e-3},
     "hybrid_1024": {"block_size": 1024, "batch_size": 2, "model_type": "hybrid", "learning_rate": 8e-3},
     "gpt_1024": {"block_size": 1024, "batch_size": 2, "model_type": "gpt", "learning_rate": 4e-3},
 }

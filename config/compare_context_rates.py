@@ -1,4 +1,4 @@
-# The learning rates of compare_context.py at T 64 and 512, and, at T 128, embeddings that it does not use.
+# The learning rates of compare_context.py at T 64 and 512, and, at T 128, further embeddings and rates.
 # python prepare.py --input=tinystories.txt --dataset=tinystories
 out_dir = "out/compare_context_rates"
 base = "config/mixer_tiny.py"
