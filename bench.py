@@ -55,7 +55,7 @@ repeats = 15                  # [1, inf) timed steps of each kind and model
 warm_up = 3                   # [0, inf) untimed steps before them
 device = "auto"               # auto, cpu, cuda, cuda:1 or mps
 dtype = "auto"                # auto | float32 | bfloat16 | float16: number format of the matmuls
-compile = True                # torch.compile, except for the kinds sample and sample_uncached
+compile = True                # torch.compile, except for train_matmuls, sample, sample_uncached, encode and search
 fast = True                   # faster equivalents of four functions of model.py (lib/fast.py)
 json_path = ""                # file for everything
 csv_path = ""                 # file for the rows
@@ -327,10 +327,13 @@ def profile(call, device, top=15):
     if device.type == "cuda":  # the events of the CPU that start kernels would count their time once more
         events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
         kind = "self_device_time_total"
-    spent = {(event.key, event.count / 5): getattr(event, kind) / 5e3 for event in events}  # milliseconds
-    longest = sorted(spent, key=spent.get, reverse=True)[:top]
-    total = sum(spent.values())
-    return [dict(operation=key, calls=n, ms=spent[key, n], share=spent[key, n] / total) for key, n in longest]
+    events = sorted(events, key=lambda event: getattr(event, kind), reverse=True)
+    total = sum(getattr(event, kind) for event in events)
+    rows = []
+    for event in events[:top]:
+        spent = getattr(event, kind)  # microseconds of all 5 calls
+        rows.append(dict(operation=event.key, calls=event.count / 5, ms=spent / 5e3, share=spent / total))
+    return rows
 
 
 def prepare_step(kind, name, T, B, run, args):

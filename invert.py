@@ -67,15 +67,14 @@ seeds = 1                    # [1, 1000] number of seeds, from `seed` on
 batch_size = 64              # [1, inf) rows (prompts times step sizes) that descend together
 show = 1                     # [0, inf) prompts whose recovered text is printed
 resume = False               # keep the rows of out_dir/invert.json and compute those that are missing
-quick = False                # only a fresh mixer and llama, one seed and init each, into out_dir + "_quick"
+quick = False                # a taste, into out_dir + "_quick": fresh mixer and llama, one seed, half the train_tokens
 device = "auto"              # auto, cpu, cuda, cuda:1 or mps
 dtype = "float32"            # auto | float32 | bfloat16 | float16: number format of the matmuls in descent
 fast = True                  # faster equivalents of four functions of model.py (lib/fast.py)
 # end of defaults
 
 KEYS = "model trained embedding_std seed method lr metric matched layer T".split()  # these tell rows apart
-SCORES = "hamming_top1 hamming_top5 hamming_nearest distance shifted_distance".split()
-COLUMNS = [*KEYS, *SCORES, "seconds"]
+COLUMNS = [*KEYS, *"hamming_top1 hamming_top5 hamming_nearest distance shifted_distance seconds".split()]
 FREE = ("out_dir compare models embd_stds inits methods layers seed seeds batch_size show resume "
         "device").split()  # settings that may differ between the rows of one table
 TRAINING = dict(batch_size=32, learning_rate=4e-3, warmup_iters=100, max_iters=0, eval_interval=200, eval_iters=5,
@@ -222,12 +221,14 @@ def score(model, pinv, idx, x, columns, sizes, args):
         for matched, positions in counted.items():
             if not positions.any():  # prompts of last_n tokens have no other
                 continue
-            shares = [hamming(tokens, idx, positions) for tokens in (top5[..., :1], top5, nearest)]
-            means = [float(f"{value.nanmean():.5g}") for value in (*shares, distance, shifted)]
-            row = columns | dict(lr=lr, metric=args.metric, matched=matched) | dict(zip(SCORES, means))
-            by_prompt = {f"{name}_by_prompt": share[~share.isnan()].tolist()
-                         for name, share in zip(("top1", "top5", "nearest"), shares)}
-            rows.append(row | by_prompt)
+            shares = {"top1": hamming(top5[..., :1], idx, positions), "top5": hamming(top5, idx, positions),
+                      "nearest": hamming(nearest, idx, positions)}                        # (B,) each
+            scores = {f"hamming_{name}": share for name, share in shares.items()}
+            scores |= {"distance": distance, "shifted_distance": shifted}
+            row = columns | dict(lr=lr, metric=args.metric, matched=matched)
+            row |= {name: float(f"{value.nanmean():.5g}") for name, value in scores.items()}
+            row |= {f"{name}_by_prompt": share[~share.isnan()].tolist() for name, share in shares.items()}
+            rows.append(row)
         yield rows, top5[..., 0]
 
 
@@ -340,7 +341,7 @@ def main(args):
         if tried:
             more["tried"] = tried
             counts = [count for prompt in tried for count in prompt]
-            print(f"   tried {fmean(counts):.1f} of {len(pinv.T)} candidates per token, at most {max(counts)}")
+            print(f"   tried {fmean(counts):.1f} of {pinv.size(1)} candidates per token, at most {max(counts)}")
         for new, found in score(model, pinv, idx, x, columns, sizes, args):
             for row in new:
                 rows.append(row | more)

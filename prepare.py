@@ -295,7 +295,8 @@ def unique(pairs):
     """
     sides, seen = {}, set()
     for side, query, passage in pairs:
-        text, pair = fingerprint(passage), fingerprint(passage) + fingerprint(query)
+        text = fingerprint(passage)
+        pair = text + fingerprint(query)
         is_blank = not query.strip() or not passage.strip()
         if not is_blank and sides.setdefault(text, side) == side and pair not in seen:
             seen.add(pair)
@@ -312,7 +313,7 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
         val_fraction = 0.1
     if pairs in ("python", "python_more"):
         split = split_python_pairs(val_fraction, more=pairs == "python_more")
-    elif os.path.isdir(path) or os.path.isfile(path) and ending in (".txt", ".md", ".rst", ".py"):
+    elif os.path.isdir(path) or (os.path.isfile(path) and ending in (".txt", ".md", ".rst", ".py")):
         split = split_folder_pairs(path, query_key, passage_key, val_fraction)
     elif os.path.isfile(path):
         read_rows = READERS.get(ending, read_jsonl)
@@ -323,11 +324,12 @@ def prepare_pairs(pairs, dataset, query_key, passage_key, val_fraction, data_dir
     else:
         raise ValueError(f"no file {pairs}, and no set of pairs of that name; choose one of python, python_more, "
                          f"{', '.join(PAIRS_HUB)}, owner/name on the hub, a file and a folder")
-    name = pairs.split("/")[-1]
-    if dataset != "python" or os.path.exists(path) and pairs not in ("python", "python_more"):
+    if dataset != "python":
         name = choose_name(dataset, path)
-    if dataset == "python":
-        name = f"{name}_pairs"
+    elif os.path.exists(path) and pairs not in ("python", "python_more"):
+        name = f"{choose_name(dataset, path)}_pairs"
+    else:
+        name = f"{pairs.split('/')[-1]}_pairs"
 
     folder, counts = os.path.join(data_dir, name), {"train": 0, "val": 0}
     with replacing_folder(folder, PAIR_FILES) as temporary:

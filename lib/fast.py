@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 import model
 
-LOGITS = 2 ** 21    # logits that are computed at once, about: they stay in the cache of a CPU core
-PARTS = 16          # the largest number of parts in which they are computed
-PARTS_ON_GPU = 4    # and on a GPU, which wants large matmuls and has no such cache
-BLOCKS_FROM = 256   # tokens from which a CPU multiplies faster without the zeros above the diagonal
-BLOCKS_ON_GPU = 1024  # and a GPU, which reads and writes for as long as it multiplies below that
-BLOCK_ROWS = 128    # rows at least in a block of it: thinner blocks cost more than they save
-BLOCKS = 8          # and blocks at most: more save little, and each is compiled
-FFT_FROM = 4096     # tokens from which a Toeplitz product is faster with an FFT
-FEW_ROWS = 64       # rows up to which a CPU multiplies faster with parts of the weights
+LOGITS = 2 ** 21    # logits computed at once, about: they stay in the cache of a CPU core
+PARTS = 16          # most parts in which a CPU computes the logits
+PARTS_ON_GPU = 4    # most parts on a GPU, which wants large matmuls and has no such cache
+BLOCKS_FROM = 256   # shortest window in which a CPU gains by skipping the zeros above the diagonal
+BLOCKS_FROM_ON_GPU = 1024  # shortest such window on a GPU; in shorter ones, moving the data takes as long
+BLOCK_ROWS = 128    # fewest rows in a block of the matrix: thinner blocks cost more than they save
+BLOCKS = 8          # most blocks of a matrix: more save little, and each is compiled
+FFT_FROM = 4096     # shortest window in which a Toeplitz product is faster with an FFT
+FEW_ROWS = 64       # most rows with which a CPU multiplies faster by parts of the weights
 
 PLAIN = {name: getattr(model, name)
          for name in ("masked_product", "toeplitz_product", "attention", "linear_cross_entropy")}
@@ -124,7 +124,7 @@ def masked_product(W, x, start=0):
     Each block of rows meets only the columns up to its last row: (n + 1) / 2n of the work for n blocks.
     """
     B, T, C = x.shape
-    if start or T < (BLOCKS_ON_GPU if x.is_cuda else BLOCKS_FROM):
+    if start or T < (BLOCKS_FROM_ON_GPU if x.is_cuda else BLOCKS_FROM):
         if x.is_cuda:  # one matrix for the whole batch would need transposed copies of x and of the result
             return torch.bmm(W.tril(start).expand(B, -1, -1), x)
         return PLAIN["masked_product"](W, x, start)
@@ -264,7 +264,8 @@ def linear_of_few_rows(x, weight, bias=None):
 def prepare_for_sampling(language_model, dtype):
     """The same model, changed for inference: faster for few rows, weights in dtype, and CUDA graphs on CUDA.
 
-    Autocast would cast the weights too, but anew for each token, which takes longer than the matmuls of a token.
+    A head that is tied to the embedding keeps its dtype. Autocast would cast the weights too, but anew for each token,
+    which takes longer than the matmuls of a token.
     """
     for module in language_model.modules():
         if isinstance(module, (nn.Linear, model.MaskedConv)) and module.weight is not language_model.wte.weight:

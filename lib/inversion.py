@@ -131,11 +131,12 @@ def recover_exactly(model, ids, layer=None, tolerance=1e-4, batch_size=256, step
 
         # Descent starts at some token. At 0 the norms make every derivative huge.
         guess = descend(errors, wte[:1, None], 0.4 * wte.std()[None], steps, adam=True)[0]     # (1, C)
-        best_error, count = math.inf, 0
+        order = torch.cdist(guess, wte)[0].argsort()                                       # (V,)
+        best, best_error, count = order[0], math.inf, 0  # the first one, if all errors are nan
         with torch.no_grad():
-            for candidates in torch.cdist(guess, wte)[0].argsort().split(batch_size):
+            for candidates in order.split(batch_size):
                 error, rank = errors(wte[candidates, None]).min(dim=0)
-                if not error >= best_error:  # so that there is one if all errors are nan
+                if error < best_error:
                     best, best_error = candidates[rank], error
                 if error <= tolerance:
                     count += rank.item() + 1

@@ -11,6 +11,8 @@ import os
 import re
 from statistics import correlation, fmean
 
+from lib.runs import replacing
+
 # ------------------------------------------------------------------------------------------------------------
 # names and looks
 
@@ -98,7 +100,6 @@ def save_figure(path, draw, figsize=(7.5, 4.2), **options):
     except (ImportError, ValueError) as e:  # ValueError: MPLBACKEND names a backend that does not exist
         print(f"no {path}: {e if isinstance(e, ValueError) else 'it needs matplotlib'}")
         return
-    from lib.runs import replacing
     figure = Figure(figsize, layout="constrained")
     draw(figure.subplots(**options))
     with replacing(path) as f:
@@ -208,10 +209,11 @@ def plot_accuracies(rows, sizes, path, title="How often does the right passage c
         for row in rows:
             drawn = {n: (row[f"top1_{n}"], row["interval"][f"top1_{n}"]) for n in sizes if f"top1_{n}" in row}
             ends = [(share - half, share + half) for share, half in drawn.values()]
-            draw_line(ax, list(drawn), ends, looks[row["model"]])
+            draw_line(ax, list(drawn), ends, looks[row["model"]])  # it draws the mean of both ends, the share
         ax.set(xscale="log", xlabel="candidate passages", ylabel="queries whose passage comes first")
         ax.minorticks_off()
-        ax.set_xticks(sizes, sizes)
+        measured = [n for n in sizes if any(f"top1_{n}" in row for row in rows)]
+        ax.set_xticks(measured, measured)
         ax.yaxis.set_major_formatter("{x:.0%}")
         finish(ax, title)
     save_figure(path, draw)

@@ -1,5 +1,5 @@
 """
-Folders of runs: checkpoints, logs, locks, and files that are replaced in one go.
+Runs: their folders, checkpoints, logs and locks, how another script starts one, and the signals that stop it.
 """
 import contextlib
 import csv
@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 
 import torch
 
-from configurator import read_defaults
+from configurator import HERE, read_defaults
 from lib.data import build_tokenizer, crc32, load_meta, text_sums, try_lock
 from lib.objectives import build_model
 from model import ModelConfig
@@ -75,10 +75,10 @@ def move_run_aside(out_dir):
     """Move a run that is in out_dir into the first free folder out_dir.1, out_dir.2, ..., so that none is lost."""
     if not os.path.exists(os.path.join(out_dir, "ckpt.pt")):
         return
-    n = 1
-    while os.path.exists(f"{os.path.abspath(out_dir)}.{n}"):
+    folder, n = os.path.abspath(out_dir), 1
+    while os.path.exists(f"{folder}.{n}"):
         n += 1
-    aside = f"{os.path.abspath(out_dir)}.{n}"
+    aside = f"{folder}.{n}"
     os.makedirs(aside)
     for name in os.listdir(out_dir):
         if name in RUN_FILES or KEPT.fullmatch(name):
@@ -150,12 +150,12 @@ def write_rows(path, columns, rows):
 
 def build_config(settings, vocab_size):
     """The ModelConfig of a script's settings, a dict of which it takes its own keys. Raises ValueError."""
-    keys = [f.name for f in fields(ModelConfig) if f.name in settings and f.name != "vocab_size"]
-    return ModelConfig(**{key: settings[key] for key in keys}, vocab_size=vocab_size)
+    known = {f.name: settings[f.name] for f in fields(ModelConfig) if f.name in settings}
+    return ModelConfig(**known | {"vocab_size": vocab_size})
 
 
 def used_settings(checkpoint):
-    """All settings of the run that made a checkpoint, a dict; one that it does not know yet had its default."""
+    """All settings of the run that made a checkpoint, a dict; one that is newer than it has its default."""
     settings = {key: setting.value for key, setting in read_defaults("train.py").items()}
     settings.update(checkpoint["config"])
     settings.update(asdict(ModelConfig(**checkpoint["model_config"])))
@@ -196,7 +196,7 @@ def load_checkpoint(path, mmap=False):
     """The checkpoint, on the CPU, in a file or in a run's folder (its ckpt.pt).
 
     mmap: its tensors stay in the file, which may then be replaced but not written to; Windows lets nobody replace
-    such a file, so there they are read. weights_only: a file that carries code is refused and runs nothing. Raises
+    such a file, so there they are read. A file that carries code is refused, and none of its code runs. Raises
     FileNotFoundError if there is none, ValueError if it is damaged or no checkpoint of ours.
     """
     if os.path.isdir(path):
@@ -283,7 +283,7 @@ def train_run(out_dir, **settings):
             for budget, unit in BUDGETS.items():
                 if 0 < settings.get(budget, 0) <= checkpoint["state"][unit]:
                     return
-    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
+    script = os.path.join(HERE, "train.py")
     settings = settings | {"out_dir": out_dir, "init_from": init_from}
     child = subprocess.Popen([sys.executable, script, *(f"--{key}={value}" for key, value in settings.items())])
     # Ctrl-C reaches train.py too, which saves and ends; SIGTERM is passed on, or it would train on by itself.

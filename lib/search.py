@@ -59,9 +59,9 @@ def read_units(file):
     line, counted = 1, 0
     for start, end in spans:
         part = text[start:end].rstrip()
-        start += re.match(r"(\s*\n)?", part).end()  # the end of blank lines
-        line, counted = line + text.count("\n", counted, start), start
-        units.append(Unit(textwrap.dedent(text[start:end].rstrip()), str(file), line))
+        blank = re.match(r"(\s*\n)?", part).end()  # characters of the blank lines above it
+        line, counted = line + text.count("\n", counted, start + blank), start + blank
+        units.append(Unit(textwrap.dedent(part[blank:]), str(file), line))
     return units
 
 

@@ -57,6 +57,8 @@ def start_training(T, way, path):
     process = subprocess.Popen([sys.executable, __file__, "--worker", str(T), path], env=env)
     while read_count(path) < 3 and process.poll() is None:
         time.sleep(0.1)
+    if process.poll() is not None:
+        raise ChildProcessError(f"the training with {way} has failed")
     process.send_signal(signal.SIGSTOP)
     return process
 
@@ -105,9 +107,7 @@ def measure_length(T, ways, folder):
 
 
 def main(arguments):
-    paths = [argument for argument in arguments if argument.startswith("--path=")]
-    ways = [argument for argument in arguments if argument not in paths]
-    path = paths[0].removeprefix("--path=") if paths else os.path.join(ROOT, "results", "speed", "busy.csv")
+    ways, path = arguments, os.path.join(ROOT, "results", "speed", "busy.csv")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for T in SIZES:

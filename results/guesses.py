@@ -13,7 +13,6 @@ import csv
 import os
 import sys
 from collections import Counter
-from itertools import islice
 from math import comb, factorial
 from statistics import fmean
 
@@ -62,7 +61,7 @@ def main():
         rows.writerow(["pairs", "keys", "values", "by_count", "by_order"])
         for n_pairs, n_keys, n_values in ALPHABETS:
             shares = []
-            for document in islice(recall_documents(N_DOCUMENTS, n_pairs, n_keys, n_values), N_DOCUMENTS):
+            for document in recall_documents(N_DOCUMENTS, n_pairs, n_keys, n_values):
                 before, behind = document.split("|")
                 pairs = [before[i:i + 2] for i in range(0, len(before), 2)]
                 order = [pairs.index(behind[i:i + 2]) for i in range(0, len(behind), 2)]  # keys differ

@@ -46,7 +46,7 @@ def main():
     with open(os.path.join(FOLDER, "scaling.csv"), encoding="utf-8", newline="") as f:
         next(f)  # the command
         best = best_widths(csv.DictReader(f))
-    budgets = sorted(set.union(*map(set, best.values())))
+    budgets = sorted({budget for runs in best.values() for budget in runs})
     exponents = {}
     with replacing(os.path.join(FOLDER, "power_law.csv"), "w") as f:
         f.write("# python results/power_law.py; off: how far the loss at a budget lies above its line, in nats\n")

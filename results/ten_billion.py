@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from statistics import median
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -39,7 +40,7 @@ def measure_order():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts in KB
     before = peak_mb()
     seconds = [timed(data.training_windows, N_TOKENS, T, 1337, (epoch, 0), 32) for epoch in range(3)]
-    record("order of an epoch, median of 3", sorted(seconds)[1], "s")
+    record("order of an epoch, median of 3", median(seconds), "s")
     record("order of an epoch, most memory over 3 epochs", peak_mb() - before, "MB")
 
 

@@ -333,7 +333,7 @@ def test_a_signal_to_a_script_ends_its_training_too(background, tmp_path):
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), exit(143)))\n"
         "open('ready', 'w').close()\ntime.sleep(60)\n", encoding="utf-8")
-    script = background("from lib import runs; runs.__file__ = 'lib/runs.py'; "
+    script = background("from lib import runs; runs.HERE = '.'; "
                         "runs.train_run('out', max_iters=5)")
     script.send_signal(signal.SIGINT)
     time.sleep(0.3)
