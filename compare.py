@@ -39,6 +39,7 @@ out_dir = "out/compare"           # folder of the runs and of the results
 base = "config/mixer_tiny.py"     # the config of train.py from which all variants start
 dataset = ""                      # the dataset of all variants; empty: the one that base and variants name
 windows = ""                      # likewise packed or document; empty: what base and variants name
+eval_interval = 0                 # [0, inf) likewise iterations between evaluations; 0: what base and variants say
 variants = {"mixer": {}, "llama": {"model_type": "llama"}}  # name: its settings besides those of base
 only: list[str] = []              # names of the variants to run now; the other rows of compare.csv stay
 rerun = False                     # train anew even where a finished run has the same settings
@@ -97,7 +98,9 @@ def plan_variant(args, name, target):
     for key in "out_dir", "init_from", "seed", *common:
         if key in overrides:
             raise ValueError(f"compare.py sets {key} itself: leave it out")
-    overrides = overrides | {key: getattr(args, key) for key in ("dataset", "windows") if getattr(args, key)}
+    for key in "dataset", "windows", "eval_interval":
+        if getattr(args, key):
+            overrides = overrides | {key: getattr(args, key)}
     arguments = [f"--{key}={value}" for key, value in overrides.items()]
     settings = configure([args.base, f"--fast={args.fast}", *arguments], "train.py", "model.py") | common
     del settings["out_dir"], settings["init_from"]

@@ -232,13 +232,16 @@ def test_losses_are_drawn_over_a_setting(compare, in_process):
     assert drawn == {"x": {3: losses[:2], 7: losses[2:4]}, "llama": {11: losses[4:]}}
 
 
-def test_windows_of_all_variants_are_set_at_once(compare, in_process):
-    """--windows overrides the windows of a variant and those of train.py, and nothing else."""
-    variants = '--variants={"a": {"windows": "packed", "batch_size": 2}, "b": {}}'
-    status, out, _ = compare(variants, "--amount=100", "--windows=document")
+def test_some_settings_of_all_variants_are_set_at_once(compare, in_process):
+    """--windows and --eval_interval override those of a variant and of train.py, and nothing else."""
+    variants = '--variants={"a": {"windows": "packed", "batch_size": 2, "eval_interval": 5}, "b": {}}'
+    status, out, _ = compare(variants, "--amount=100", "--windows=document", "--eval_interval=77")
     assert status == 0, out
-    used = [runs.load_checkpoint(f"out/{name}_1337")["config"] for name in "ab"]
-    assert [(config["windows"], config["batch_size"]) for config in used] == [("document", 2), ("document", 3)]
+    used = []
+    for name in "ab":
+        config = runs.load_checkpoint(f"out/{name}_1337")["config"]
+        used.append([config[key] for key in ("windows", "eval_interval", "batch_size")])
+    assert used == [["document", 77, 2], ["document", 77, 3]]
 
 
 def test_other_objectives_are_compared(compare, in_process):
