@@ -35,7 +35,7 @@ OTHER_COLOURS = "#882255", "#44AA99", "#999933", "#332288", "#CC6677", "#117733"
 FILLINGS = {"-": "full", "--": "none", "-.": "left", ":": "bottom"}  # dash of the line: filling of its marker
 METHODS = {"gd": "Gradient descent", "adam": "Adam", "exact": "Token by token"}
 AXES = {"block_size": "window T (tokens)", "n_embd": "width C (channels)", "n_head": "attention heads",
-        "seconds": "training time (seconds)", "tokens": "training tokens", "train_flops": "training FLOPs"}
+        "seconds": "training time (seconds)", "tokens": "training tokens", "train_flops": "training FLOPs (1 T = 10¹²)"}
 LOSS = "validation loss (nats per token)"
 
 

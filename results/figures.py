@@ -4,8 +4,10 @@ Draw the figures of the README and of results/ again, from the CSVs in this fold
 import csv
 import math
 import os
+import re
 import sys
 from functools import partial
+from statistics import fmean
 
 import torch
 from matplotlib.ticker import PercentFormatter
@@ -157,15 +159,22 @@ plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.p
 
 for name, title in {
     "context": "TinyStories, AdamW: full matrices fall behind, Toeplitz ones do not",
-    "tinystories_context_seconds": "TinyStories, equal time: mixers are ahead up to T 128",
+    "context_python": "Python source, AdamW: full matrices fall behind, Toeplitz ones do not",
+    "context_seconds": "TinyStories, equal time: Toeplitz mixers are ahead in every window",
 }.items():
-    rows = read(f"compare/{name}.csv")
-    if name == "context":  # the other models ran at two window lengths only
-        rows = [row for row in rows if row["name"].startswith(("mixer_std", "toeplitz_std", "llama_std"))]
+    runs = {}  # {(name, T): {learning rate: rows}}
+    for row in read(f"compare/{name}.csv"):
+        line = re.sub("_(fast|slow|slower)_", "_", row["name"])  # other learning rates of the same model
+        if line.startswith(("mixer_std", "toeplitz_std", "llama_std")):  # the others ran at few window lengths
+            rates = runs.setdefault((line, row["block_size"]), {})
+            rates.setdefault(row["learning_rate"], []).append(row | {"name": line})
+    rows = []
+    for rates in runs.values():
+        rows += min(rates.values(), key=lambda seeds: fmean(row["val_loss"] for row in seeds))
     plots.plot_over(rows, "block_size", f"compare/{name}_over.png", title)
 
 title = "After equal time, a mixer with embedding std 0.1 has learned most"
-plots.plot_curves(read("compare/tiny_blocks_curves.csv"), "compare/tiny_blocks_seeds.png", title)
+plots.plot_curves(read("compare/tiny_curves.csv"), "compare/tiny_seeds.png", title)
 
 rows = read("compare/heads.csv")
 for row in rows:  # all are Llamas, named by their number of attention heads: heads_4, std_1_heads_4
