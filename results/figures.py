@@ -159,7 +159,7 @@ plots.plot_positions(read("recall/text_positions.csv"), "recall/text_positions.p
 
 for name, title in {
     "context": "TinyStories, AdamW: full matrices fall behind, Toeplitz ones do not",
-    "context_python": "Python source, AdamW: full matrices fall behind, Toeplitz ones do not",
+    "context_python": "Python source, AdamW: Toeplitz mixers keep up in every window",
     "context_seconds": "TinyStories, equal time: Toeplitz mixers are ahead in every window",
 }.items():
     runs = {}  # {(name, T): {learning rate: rows}}
