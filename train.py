@@ -2,7 +2,7 @@
 Train a language model on a laptop, on one GPU, or on many (arXiv 2409.01482, sections 2 and 4).
 
     python train.py config/mixer_tiny.py                         # two cores, a minute or two
-    python train.py config/mixer_tiny.py --model_type=llama      # any key below, or in model.py's ModelConfig
+    python train.py config/mixer_tiny.py --toeplitz=true         # any key below, or in model.py's ModelConfig
     python train.py config/mixer_tiny.py --init_from=resume      # go on where it stopped, exactly
     python train.py config/mixer_tiny.py --eval_only=true        # evaluate a finished run
     torchrun --nproc_per_node=4 train.py config/mixer_tinystories.py --gradient_accumulation_steps=4
