@@ -234,7 +234,8 @@ def main(args):
     if unknown := sorted(set(args.only) - set(args.variants)):
         raise ValueError(f"only: {', '.join(unknown)} is none of the variants {', '.join(args.variants)}")
     known = configure([args.base], "train.py", "model.py")
-    if args.over and args.over not in COLUMNS[1:] and type(known.get(args.over)) not in (int, float):
+    numbers = COLUMNS[1:]  # the first column is the name
+    if args.over and args.over not in numbers and type(known.get(args.over)) not in (int, float):
         raise ValueError(f"over: {args.over!r} is neither a number among train.py's settings nor a column of "
                          "compare.csv")
     device, _ = setup(args.device, "float32", args.fast)

@@ -196,7 +196,7 @@ def main(args):
             rows[state["iter"]] = row
             print(*(f"{value:.4f}" if isinstance(value, float) else value for value in row.values()), sep="  ")
         recall += rows.values()
-        positions += position_rows(run, losses, targets)  # of the last checkpoint
+        positions += position_rows(run, losses, targets)  # the loop has left those of the last checkpoint
         ids = tokenizer.encode_ordinary(text) if text else start_of_text(data, end_of_text)
         draw_mixing(model, tokenizer, ids[:model.config.block_size], run)
     make_folder(args.out_dir)

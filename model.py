@@ -154,7 +154,7 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(2, config.n_embd).uniform_(-0.7, 0.7))  # as nn.Conv1d of two inputs
 
     def forward(self, x, cache=None):
-        last = torch.zeros_like(x[:, :1])  # what stands before the first token              (B, 1, C)
+        last = torch.zeros_like(x[:, :1])  # zeros stand before the first token of a text     (B, 1, C)
         if cache:
             last = cache.states.get(self, last)
             cache.states[self] = x[:, -1:]

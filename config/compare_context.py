@@ -66,7 +66,7 @@ variants = {
     "hybrid_1024": {"block_size": 1024, "batch_size": 2, "model_type": "hybrid", "learning_rate": 8e-3},
     "gpt_1024": {"block_size": 1024, "batch_size": 2, "model_type": "gpt", "learning_rate": 4e-3},
 }
-eval_interval = 1000  # before and after each run only: evaluations in long windows take as long as training
+eval_interval = 1000  # only before and after each run: in long windows, five evaluations take as long as training
 over = "block_size"
 budget = "tokens"
 amount = 1e6

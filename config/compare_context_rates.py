@@ -33,7 +33,7 @@ variants = {
     "hybrid_std_tenth_008_128": {"model_type": "hybrid", "learning_rate": 8e-3, "embd_std": 0.1},
     "llama_std_tenth_008_128": {"model_type": "llama", "learning_rate": 8e-3, "embd_std": 0.1},
 }
-eval_interval = 1000  # before and after each run only: evaluations in long windows take as long as training
+eval_interval = 1000  # only before and after each run: in long windows, five evaluations take as long as training
 over = "block_size"
 budget = "tokens"
 amount = 1e6

@@ -13,7 +13,7 @@ variants = {
     "std_1_heads_8": {"n_head": 8, "embd_std": 1.0, "learning_rate": 8e-3},
     "std_1_heads_16": {"n_head": 16, "embd_std": 1.0, "learning_rate": 8e-3},
 }
-eval_interval = 1000  # before and after each run only
+eval_interval = 1000  # only before and after each run
 over = "n_head"
 budget = "tokens"
 amount = 1e6

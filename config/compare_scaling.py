@@ -18,7 +18,7 @@ variants = {
     "llama_64": {"n_embd": 64, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
     "llama_128": {"n_embd": 128, "model_type": "llama", "embd_std": 1.0, "learning_rate": 8e-3},
 }
-eval_interval = 1000  # few: the last evaluation counts
+eval_interval = 1000  # seldom, because only the last evaluation counts
 over = "parameters"
 budget = "flops"
 amount = 1e13

@@ -155,7 +155,7 @@ def build_config(settings, vocab_size):
 
 
 def used_settings(checkpoint):
-    """All settings of the run that made a checkpoint, a dict; one that is newer than it has its default."""
+    """All settings of the run that made a checkpoint, a dict; a setting that is newer has its default."""
     settings = {key: setting.value for key, setting in read_defaults("train.py").items()}
     settings.update(checkpoint["config"])
     settings.update(asdict(ModelConfig(**checkpoint["model_config"])))
